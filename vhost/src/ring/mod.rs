@@ -1,0 +1,221 @@
+//! Virtqueues as owned values.
+//!
+//! A ring is made by the session, moved to the worker that uses it and moved back when anything under it changes. While a
+//! worker has it, nobody else touches it, so it needs no lock and no atomic of its own; the only concurrency is the guest
+//! at the other end of the shared memory.
+//!
+//! - [`TxRing`]: guest to switch. [`take`](TxRing::take) a burst, forward it, [`complete`](TxRing::complete) it,
+//!   [`signal`](TxRing::signal) the guest.
+//! - [`RxRing`]: switch to guest. [`begin`](RxRing::begin) a burst, [`put`](RxBurst::put) frames,
+//!   [`finish`](RxBurst::finish), [`signal`](RxRing::signal).
+//!
+//! How it works, from the bottom up:
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `split` | where the fields of a split ring lie, and loading and storing each exactly once |
+//! | `chain` | from a descriptor's index to the pieces of its buffer, whatever the guest wrote |
+//! | `core` | what both directions share: indices, calls and kicks, a ring that broke |
+//! | `tx`, `rx` | the two directions |
+//!
+//! **Buffers go back in the order in which they came**, so where a ring stands is one number, the guest's used index is
+//! always it, and a ring resumes from what the guest's memory says: after a restart of the switch too.
+//!
+//! **Cached indices.** The guest's available index is loaded only when what was seen of it last is used up; the used index
+//! is stored once per burst.
+//!
+//! **What a guest can break.** A malformed chain costs it that chain, which goes back with length 0 and a [`ChainError`]
+//! that names the malformation. A ring whose indices lie is stopped ([`RingError`]) and stays stopped; the session learns
+//! of it by itself, and the guest can set the ring up again.
+//!
+//! Limits: 2 to 32,768 entries; [`MAX_BURST`] frames at a time; [`HEAD_LEN`] bytes of each in the snapshot;
+//! [`MAX_FRAME`] bytes per frame; chains of at most [`MAX_CHAIN`] descriptors and no more than their table has (drivers of
+//! network cards use fewer than 50), so that a burst costs at most twice [`MAX_CHAIN`] loads whatever a guest strings together.
+
+mod chain;
+mod core;
+#[cfg(test)]
+mod oracle;
+mod rx;
+mod split;
+mod tx;
+
+use std::fmt;
+
+pub use self::rx::{MAX_CHAINS, RxBurst, RxError, RxFeatures, RxRing};
+pub use self::split::PartError;
+pub use self::tx::{TxBurst, TxFrame, TxRing, TxScratch};
+
+pub(crate) use self::core::{Setup, Trouble};
+pub(crate) use self::split::RingAddresses;
+
+/// Frames taken at a time.
+pub const MAX_BURST: usize = 32;
+
+/// Bytes of a frame's beginning that are copied out before anything is decided about it.
+pub const HEAD_LEN: usize = vswitch_packet::HEAD_LEN;
+
+/// Longest frame: 64 KiB of segmentation offload behind an Ethernet header with its tags.
+pub const MAX_FRAME: usize = vswitch_packet::MAX_FRAME_LEN;
+
+/// Descriptors of one chain, and those after which a transmit burst ends early: long chains must not hold up a worker.
+pub const MAX_CHAIN: u16 = 1_024;
+
+/// A receive queue and the transmit queue beside it, counted from 0.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct QueuePair(pub u16);
+
+impl QueuePair {
+    /// The queue in which the guest receives.
+    #[must_use]
+    pub const fn receive(self) -> QueueIndex {
+        QueueIndex(self.0 as u32 * 2)
+    }
+
+    /// The queue in which the guest transmits.
+    #[must_use]
+    pub const fn transmit(self) -> QueueIndex {
+        QueueIndex(self.0 as u32 * 2 + 1)
+    }
+}
+
+impl fmt::Display for QueuePair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A queue as the front-end counts: even ones receive, odd ones transmit, seen from the guest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct QueueIndex(pub u32);
+
+impl QueueIndex {
+    /// Whether the guest transmits in it.
+    #[must_use]
+    pub const fn is_transmit(self) -> bool {
+        self.0 % 2 == 1
+    }
+
+    /// The pair it belongs to.
+    #[must_use]
+    pub const fn pair(self) -> QueuePair {
+        QueuePair((self.0 / 2) as u16)
+    }
+}
+
+impl fmt::Display for QueueIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = if self.is_transmit() {
+            "transmit"
+        } else {
+            "receive"
+        };
+        write!(f, "{side} queue {}", self.pair())
+    }
+}
+
+/// What is wrong with one descriptor chain. Each costs the guest that chain and is a drop reason of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
+pub enum ChainError {
+    /// A buffer is not in the memory that the guest shares, or not all of it.
+    #[error("a buffer lies outside the guest's memory")]
+    Unmapped,
+    /// `next` names no descriptor of its table.
+    #[error("a descriptor's next index is outside its table")]
+    NextOutOfRange,
+    /// More descriptors than the table has, which is a loop, or than [`MAX_CHAIN`].
+    #[error("a descriptor chain is a loop, or longer than its table or {MAX_CHAIN}")]
+    Loop,
+    /// An indirect table without the feature, inside another one, or with `next`.
+    #[error("an indirect descriptor where none may be")]
+    IndirectMisplaced,
+    /// An indirect table's length is 0, not a multiple of 16, or above the limit.
+    #[error("an indirect descriptor table's length is not a whole, sensible number of descriptors")]
+    IndirectLength,
+    /// A device-writable buffer in a transmit queue.
+    #[error("a device-writable buffer in a transmit queue")]
+    Writable,
+    /// A device-readable buffer in a receive queue.
+    #[error("a device-readable buffer in a receive queue")]
+    ReadOnly,
+    /// Shorter than the virtio-net header.
+    #[error("a buffer too short for the virtio-net header")]
+    Short,
+    /// A header and nothing else.
+    #[error("a virtio-net header without a frame")]
+    Empty,
+    /// Longer than any frame.
+    #[error("a frame longer than {MAX_FRAME} bytes")]
+    TooLong,
+    /// More pieces than a frame may have.
+    #[error("a frame in too many pieces")]
+    TooManyPieces,
+}
+
+impl ChainError {
+    /// Every variant.
+    pub const ALL: [Self; 11] = [
+        Self::Unmapped,
+        Self::NextOutOfRange,
+        Self::Loop,
+        Self::IndirectMisplaced,
+        Self::IndirectLength,
+        Self::Writable,
+        Self::ReadOnly,
+        Self::Short,
+        Self::Empty,
+        Self::TooLong,
+        Self::TooManyPieces,
+    ];
+
+    /// Its name among the drop reasons.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unmapped => "descriptor-unmapped",
+            Self::NextOutOfRange => "descriptor-next-out-of-range",
+            Self::Loop => "descriptor-loop",
+            Self::IndirectMisplaced => "descriptor-indirect-misplaced",
+            Self::IndirectLength => "descriptor-indirect-length",
+            Self::Writable => "descriptor-writable",
+            Self::ReadOnly => "descriptor-read-only",
+            Self::Short => "buffer-short",
+            Self::Empty => "buffer-empty",
+            Self::TooLong => "buffer-too-long",
+            Self::TooManyPieces => "buffer-too-many-pieces",
+        }
+    }
+}
+
+/// Why a ring was stopped. It stays stopped until the guest sets it up again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RingError {
+    /// More buffers offered than the ring has entries.
+    #[error(
+        "the available index {available} is more than the ring's {size} entries ahead of {next}; the driver must reset the queue"
+    )]
+    AvailableIndex {
+        /// As read.
+        available: u16,
+        /// Where the switch stands.
+        next: u16,
+        /// Entries.
+        size: u16,
+    },
+    /// The available ring names no descriptor.
+    #[error(
+        "the available ring names descriptor {head} of a table of {size}; the driver must reset the queue"
+    )]
+    Head {
+        /// As read.
+        head: u16,
+        /// Entries.
+        size: u16,
+    },
+    /// A part of the ring is not where the front-end said.
+    #[error(transparent)]
+    Part(#[from] PartError),
+    /// The memory file was cut short.
+    #[error("the guest's memory file was cut short under the switch; restart the guest")]
+    MemoryLost,
+}

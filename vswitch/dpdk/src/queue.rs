@@ -1,0 +1,152 @@
+//! The two halves of a queue pair, polled through `&mut` by the worker that has them.
+
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::attachment::Attachment;
+use crate::burst::MbufBurst;
+use crate::port::PortId;
+
+/// A queue's number within its port and direction.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct QueueId(pub u16);
+
+/// What became of a burst.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TxOutcome {
+    /// Frames taken over by the device.
+    pub sent: usize,
+    /// Frames whose offload request the driver refused; they are freed.
+    pub refused: usize,
+}
+
+/// What both directions share.
+struct Queue {
+    // Keeps the device started. One owner, who may change threads: Send, not Sync.
+    attachment: Arc<Attachment>,
+    port: u16,
+    queue: u16,
+    _not_sync: PhantomData<Cell<()>>,
+}
+
+/// A receive queue. Exactly one exists per queue of a port.
+pub struct RxQueue(Queue);
+
+/// A transmit queue. Exactly one exists per queue of a port.
+pub struct TxQueue {
+    queue: Queue,
+    prepare: bool,
+}
+
+impl RxQueue {
+    pub(crate) fn new(attachment: Arc<Attachment>, queue: u16) -> Self {
+        Self(Queue::new(attachment, queue))
+    }
+
+    /// Adds the frames that have arrived to the burst, as many as there is room for, and returns
+    /// how many. Drivers do best with an empty burst; some give nothing into the last few places.
+    #[inline]
+    pub fn rx_burst(&mut self, burst: &mut MbufBurst) -> usize {
+        let Queue { port, queue, .. } = self.0;
+        // SAFETY: the port is started while `attachment` lives, this is its only receiver on this
+        // queue, and `room` takes `n` pointers. What the driver writes there it gives away.
+        let n =
+            burst.extend_raw(|room, n| unsafe { dpdk_sys::dpdk_rx_burst(port, queue, room, n) });
+        usize::from(n)
+    }
+
+    /// The port it belongs to.
+    pub fn port(&self) -> PortId {
+        PortId(self.0.port)
+    }
+
+    /// Its number.
+    pub fn id(&self) -> QueueId {
+        QueueId(self.0.queue)
+    }
+}
+
+impl TxQueue {
+    pub(crate) fn new(attachment: Arc<Attachment>, queue: u16, prepare: bool) -> Self {
+        Self {
+            queue: Queue::new(attachment, queue),
+            prepare,
+        }
+    }
+
+    /// Sends the burst, from its start. What the device has no room for stays in the burst, in
+    /// order: try again, or clear it and count the drops.
+    #[inline]
+    pub fn tx_burst(&mut self, burst: &mut MbufBurst) -> TxOutcome {
+        let refused = if self.prepare { self.prepare(burst) } else { 0 };
+        let Queue { port, queue, .. } = self.queue;
+        // SAFETY: the port is started while `attachment` lives, and this is its only sender on this
+        // queue. The buffers are ours to give; the driver frees those it took.
+        let sent =
+            burst.take_raw(|mbufs, n| unsafe { dpdk_sys::dpdk_tx_burst(port, queue, mbufs, n) });
+        TxOutcome {
+            sent: usize::from(sent),
+            refused,
+        }
+    }
+
+    /// Has the driver look at offload requests, and drops the frames it refuses.
+    fn prepare(&mut self, burst: &mut MbufBurst) -> usize {
+        let Queue { port, queue, .. } = self.queue;
+        let (mut ready, mut refused) = (0, 0);
+        while ready < burst.len() {
+            let rest = &mut burst[ready..];
+            let n = rest.len() as u16;
+            // SAFETY: as for sending; `Mbuf` is a transparent pointer, and the driver changes
+            // what the pointers lead to, not the pointers.
+            ready += usize::from(unsafe {
+                dpdk_sys::dpdk_tx_prepare(port, queue, rest.as_mut_ptr().cast(), n)
+            });
+            // It stopped at a frame that it cannot send, or at the end.
+            refused += usize::from(burst.remove(ready).is_some());
+        }
+        refused
+    }
+
+    /// The port it belongs to.
+    pub fn port(&self) -> PortId {
+        PortId(self.queue.port)
+    }
+
+    /// Its number.
+    pub fn id(&self) -> QueueId {
+        QueueId(self.queue.queue)
+    }
+}
+
+impl Queue {
+    fn new(attachment: Arc<Attachment>, queue: u16) -> Self {
+        let port = attachment.port();
+        Self {
+            attachment,
+            port,
+            queue,
+            _not_sync: PhantomData,
+        }
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} queue {}", self.attachment.device(), self.queue)
+    }
+}
+
+impl fmt::Debug for RxQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RxQueue").field(&self.0).finish()
+    }
+}
+
+impl fmt::Debug for TxQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TxQueue").field(&self.queue).finish()
+    }
+}

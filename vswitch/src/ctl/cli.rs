@@ -1,0 +1,373 @@
+//! The command line of `vswitchctl`, as clap reads it; also the source of man pages and
+//! completions.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, ValueHint};
+use vswitch_api::config::{Mac, Owner, Permissions, VlanId, VlanRange};
+use vswitch_api::rpc::{CaptureParams, FdbFilter};
+
+/// Look at a running vswitchd and change it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vswitchctl",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// Control socket of the switch [default: /run/vswitch/control.sock, or
+    /// $XDG_RUNTIME_DIR/vswitch/control.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "VSWITCH_SOCKET", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+
+    /// Print the result as JSON, as the control socket gave it
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The switch at a glance: workers, bridges, ports, guests and what they negotiated
+    Show,
+    /// Add, remove, inspect and change ports
+    Port {
+        /// What to do with ports.
+        #[command(subcommand)]
+        command: PortCommand,
+    },
+    /// Look at and change the addresses that bridges know
+    Fdb {
+        /// What to do with addresses.
+        #[command(subcommand)]
+        command: FdbCommand,
+    },
+    /// Where every frame went: received, switched, delivered, dropped and why
+    Counters {
+        /// Only this port
+        port: Option<String>,
+        /// Also drop reasons that never happened
+        #[arg(long)]
+        all: bool,
+    },
+    /// Watch frames pass, dropped ones with the reason
+    ///
+    /// Without -w, prints a line per frame. Ends with Ctrl-C, or after --count frames.
+    Capture(CaptureOptions),
+    /// Show, check, compare and apply configurations
+    Config {
+        /// What to do with configurations.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Versions of this tool and of the running switch
+    Version,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+        /// The program to complete
+        #[arg(long = "for", value_name = "PROGRAM", default_value = "vswitchctl")]
+        program: Program,
+    },
+    /// Print the man page of vswitchctl, or write all man pages to a directory
+    Man {
+        /// Where to write vswitchd.8, vswitchctl.1 and a page per command
+        #[arg(value_hint = ValueHint::DirPath)]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// What to do with ports.
+#[derive(Debug, Subcommand)]
+pub enum PortCommand {
+    /// Add a port until vswitchd ends; what is to last belongs in the configuration file
+    Add(Box<PortAddOptions>),
+    /// Remove a port; one of the configuration file comes back with the next `config apply`
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Show everything about a port, or how to attach a guest to it
+    Show {
+        /// Its name
+        name: String,
+        /// Print the QEMU command line that attaches a guest
+        #[arg(long, conflicts_with_all = ["libvirt", "json"])]
+        qemu: bool,
+        /// Print the libvirt XML that attaches a guest
+        #[arg(long, conflicts_with = "json")]
+        libvirt: bool,
+    },
+    /// Change a port until vswitchd ends
+    Set {
+        /// Its name
+        name: String,
+        /// What to change.
+        #[command(subcommand)]
+        what: SetWhat,
+    },
+}
+
+/// What can be changed about a port.
+#[derive(Debug, Subcommand)]
+pub enum SetWhat {
+    /// Take the link up or down
+    Link {
+        /// up or down
+        wish: LinkWish,
+    },
+}
+
+/// What a link is to be.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LinkWish {
+    /// Frames pass, if somebody is on the other side
+    Up,
+    /// Nothing passes
+    Down,
+}
+
+/// A new port.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("kind").required(true))]
+pub struct PortAddOptions {
+    /// Name of the port
+    pub name: String,
+    /// Attach a guest over this vhost-user socket
+    #[arg(long, value_name = "SOCKET", group = "kind", value_hint = ValueHint::FilePath)]
+    pub vhost_user: Option<PathBuf>,
+    /// Attach a device of DPDK, with its arguments
+    #[arg(long, value_name = "DEVICE", group = "kind")]
+    pub dpdk: Option<String>,
+    /// Read the port from a file, written as in the configuration; - for stdin
+    #[arg(long, value_name = "FILE", group = "kind", value_hint = ValueHint::FilePath)]
+    pub yaml: Option<PathBuf>,
+    /// Its bridge [default: the only one]
+    #[arg(long)]
+    pub bridge: Option<String>,
+    /// The switch's part on the socket [default: server]
+    #[arg(long, value_name = "PART", conflicts_with_all = ["dpdk", "yaml"])]
+    pub mode: Option<Part>,
+    /// Queue pairs offered to the guest [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["dpdk", "yaml"])]
+    pub queue_pairs: Option<u16>,
+    /// Descriptors of a ring at most [default: 1024]
+    #[arg(long, value_name = "N", conflicts_with_all = ["dpdk", "yaml"])]
+    pub ring_size: Option<u16>,
+    /// The guest's address, for `port show --qemu`
+    #[arg(long, conflicts_with_all = ["dpdk", "yaml"])]
+    pub mac: Option<Mac>,
+    /// Owner of the socket, user:group
+    #[arg(long, conflicts_with_all = ["dpdk", "yaml"])]
+    pub owner: Option<Owner>,
+    /// Access bits of the socket [default: 0660]
+    #[arg(long, value_name = "OCTAL", conflicts_with_all = ["dpdk", "yaml"])]
+    pub permissions: Option<Permissions>,
+    /// Do not pass large TCP frames
+    #[arg(long, conflicts_with_all = ["dpdk", "yaml"])]
+    pub no_tso: bool,
+    /// Queue pairs of the device [default: 1]
+    #[arg(long, value_name = "N", conflicts_with_all = ["vhost_user", "yaml"])]
+    pub queues: Option<u16>,
+    /// Make it an access port of this VLAN
+    #[arg(long, value_name = "VLAN", conflicts_with_all = ["trunk", "native"])]
+    pub access: Option<VlanId>,
+    /// Make it a trunk of these VLANs, like 10,20,100-199
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub trunk: Vec<VlanRange>,
+    /// The VLAN of a trunk's frames without a tag
+    #[arg(long, value_name = "VLAN", requires = "trunk")]
+    pub native: Option<VlanId>,
+    /// Do not learn addresses
+    #[arg(long)]
+    pub no_learning: bool,
+    /// Start with the link down
+    #[arg(long)]
+    pub down: bool,
+}
+
+/// The switch's part on a socket.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Part {
+    /// The switch listens, QEMU connects
+    Server,
+    /// QEMU listens, the switch connects
+    Client,
+}
+
+/// What to do with addresses.
+#[derive(Debug, Subcommand)]
+pub enum FdbCommand {
+    /// List addresses
+    Show(FdbOptions),
+    /// Tell the bridge where an address is, until vswitchd ends
+    Add {
+        /// The address
+        mac: Mac,
+        /// The port it is behind
+        port: String,
+        /// Its VLAN [default: none]
+        #[arg(long)]
+        vlan: Option<VlanId>,
+    },
+    /// Forget an address
+    Del {
+        /// The address
+        mac: Mac,
+        /// Its VLAN [default: none]
+        #[arg(long)]
+        vlan: Option<VlanId>,
+        /// The bridge [default: the only one]
+        #[arg(long)]
+        bridge: Option<String>,
+    },
+    /// Forget learnt addresses; static ones stay
+    Flush(FdbOptions),
+}
+
+/// Which addresses.
+#[derive(Debug, Args)]
+pub struct FdbOptions {
+    /// Only of this bridge
+    #[arg(long)]
+    pub bridge: Option<String>,
+    /// Only behind this port
+    #[arg(long)]
+    pub port: Option<String>,
+    /// Only of this VLAN; 0 for those without
+    #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4094))]
+    pub vlan: Option<u16>,
+}
+
+impl FdbOptions {
+    pub(super) fn to_params(&self) -> FdbFilter {
+        FdbFilter {
+            bridge: self.bridge.clone(),
+            port: self.port.clone(),
+            vlan: self.vlan,
+        }
+    }
+}
+
+/// Which frames to capture, and where to.
+#[derive(Debug, Args)]
+pub struct CaptureOptions {
+    /// Only frames of this port; may be given several times
+    #[arg(long, short)]
+    pub port: Vec<String>,
+    /// Only frames on this way; may be given several times
+    #[arg(long, short)]
+    pub direction: Vec<Way>,
+    /// Only frames dropped for this reason, as `counters --all` lists them; may be given several
+    /// times
+    #[arg(long, short)]
+    pub reason: Vec<String>,
+    /// Write pcapng to this file; - for stdout
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub write: Option<PathBuf>,
+    /// Bytes of each frame to keep
+    #[arg(long, short, value_name = "BYTES", default_value_t = CaptureParams::MAX_SNAPLEN,
+        value_parser = clap::value_parser!(u32).range(14..=65_535))]
+    pub snaplen: u32,
+    /// End after this many frames
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// The way of a frame.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Way {
+    /// Into the switch
+    Rx,
+    /// Out of the switch
+    Tx,
+    /// Dropped
+    Drop,
+}
+
+/// What to do with configurations.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the configuration that runs, every default written out
+    Show,
+    /// Check a file and name every problem; needs no running switch
+    Check {
+        /// The file; - for stdin
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Show what applying a file would change
+    Diff {
+        /// The file; - for stdin
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Apply a file, whole or not at all; ports made by `port add` stay
+    Apply {
+        /// The file; - for stdin
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+}
+
+/// The programs that there are pages and completions for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Program {
+    /// This tool
+    Vswitchctl,
+    /// The daemon
+    Vswitchd,
+}
+
+impl Program {
+    /// Its command line.
+    pub fn command(self) -> clap::Command {
+        match self {
+            Self::Vswitchctl => Cli::command(),
+            Self::Vswitchd => crate::daemon::cli::Cli::command(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_to_add() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        for good in [
+            "vswitchctl port add vm1 --vhost-user /run/1.sock --mode client --queue-pairs 2",
+            "vswitchctl port add vm1 --vhost-user /run/1.sock --trunk 10,20-30 --native 1",
+            "vswitchctl port add nic --dpdk net_null0 --queues 2 --access 10 --down",
+            "vswitchctl port add nic --yaml -",
+            "vswitchctl --socket /x --json show",
+            "vswitchctl show --json",
+            "vswitchctl fdb flush --vlan 0",
+        ] {
+            assert!(parse(good).is_ok(), "{good}: {}", parse(good).unwrap_err());
+        }
+        for bad in [
+            "vswitchctl port add vm1",
+            "vswitchctl port add vm1 --vhost-user /run/1.sock --dpdk net_null0",
+            "vswitchctl port add nic --dpdk net_null0 --queue-pairs 2",
+            "vswitchctl port add nic --dpdk net_null0 --access 4095",
+            "vswitchctl port add nic --dpdk net_null0 --native 5",
+            "vswitchctl port show vm1 --qemu --libvirt",
+            "vswitchctl capture --snaplen 2",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

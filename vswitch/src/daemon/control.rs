@@ -1,0 +1,358 @@
+//! The control socket: JSON-RPC 2.0, one object a line, any number of clients.
+//!
+//! Everything runs on the main thread, a request at a time; a client is never waited for. What a client does not read
+//! is kept up to [`BACKLOG`] bytes; a capture then loses frames (and says so), anything else ends the connection.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use vswitch_api::rpc::{
+    self, CAPTURE_FRAMES, CaptureFrames, CaptureId, CaptureParams, CaptureStarted, CaptureStopped,
+    CapturedFrame, Id, MAX_LINE, Method, Notification, Protocol, Request, Response, RpcError, code,
+    methods,
+};
+
+use super::methods::call;
+use super::switch::Switch;
+use super::watch::{Token, Watch};
+use crate::capture::{self, Filter, Tap};
+use crate::forward::counters::{InputDrop, OutputDrop};
+
+/// Bytes that may wait for a client.
+const BACKLOG: usize = 8 << 20;
+/// Clients at a time.
+const CLIENTS: usize = 64;
+
+/// A running capture.
+struct Capture {
+    id: u64,
+    tap: Arc<Tap>,
+    left: Option<u64>,
+    sent: u64,
+    lost: u64,
+}
+
+struct Client {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    writable: bool,
+    capture: Option<Capture>,
+}
+
+/// All clients.
+#[derive(Default)]
+pub struct Clients {
+    clients: Vec<Option<Client>>,
+    captures: u64,
+}
+
+/// What a turn of a client's came to.
+enum Fate {
+    Stays,
+    Leaves,
+}
+
+impl Clients {
+    /// A client connects.
+    pub fn accept(&mut self, stream: UnixStream, watch: &mut dyn Watch) {
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        let free = self.clients.iter().position(Option::is_none).unwrap_or(self.clients.len());
+        if free >= CLIENTS {
+            let error = RpcError::new(
+                code::LIMIT,
+                format!("{CLIENTS} clients are connected, which is the limit; close one"),
+            );
+            let mut stream = stream;
+            let _ = stream.write_all(Response::error(Id::Null, error).to_line().as_bytes());
+            return;
+        }
+        if free == self.clients.len() {
+            self.clients.push(None);
+        }
+        watch.watch(&stream, Token::Client(free as u16));
+        if let Some(place) = self.clients.get_mut(free) {
+            *place = Some(Client {
+                stream,
+                input: Vec::new(),
+                output: Vec::new(),
+                writable: false,
+                capture: None,
+            });
+        }
+    }
+
+    /// A client can be read or written.
+    pub fn ready(&mut self, n: u16, switch: &mut Switch, watch: &mut dyn Watch) {
+        self.with_client(n, switch, watch, |client, captures, switch, watch| {
+            let open = client.read();
+            while let Some(line) = client.line() {
+                match line {
+                    Ok(line) => client.answer(n, &line, captures, switch, watch),
+                    Err(refusal) => {
+                        client.send(&refusal.to_line());
+                        client.flush(n, watch);
+                        return Fate::Leaves;
+                    }
+                }
+            }
+            match (open, client.flush(n, watch)) {
+                (true, Fate::Stays) => Fate::Stays,
+                _ => Fate::Leaves,
+            }
+        });
+    }
+
+    /// A client's capture has frames.
+    pub fn captured(&mut self, n: u16, switch: &mut Switch, watch: &mut dyn Watch) {
+        self.with_client(n, switch, watch, |client, _, switch, watch| {
+            client.send_captured(switch, watch);
+            client.flush(n, watch)
+        });
+    }
+
+    fn with_client(
+        &mut self,
+        n: u16,
+        switch: &mut Switch,
+        watch: &mut dyn Watch,
+        turn: impl FnOnce(&mut Client, &mut u64, &mut Switch, &mut dyn Watch) -> Fate,
+    ) {
+        let Some(Some(client)) = self.clients.get_mut(usize::from(n)) else {
+            return;
+        };
+        if let Fate::Leaves = turn(client, &mut self.captures, switch, watch) {
+            client.end_capture(switch, watch);
+            watch.unwatch(&client.stream);
+            if let Some(place) = self.clients.get_mut(usize::from(n)) {
+                *place = None;
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Takes in what is there; false when the client has hung up.
+    fn read(&mut self) -> bool {
+        let mut chunk = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(n) => self.input.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+            if self.input.len() > MAX_LINE {
+                return true;
+            }
+        }
+    }
+
+    /// The next whole line, or the refusal of one that is too long.
+    fn line(&mut self) -> Option<Result<Vec<u8>, Box<Response>>> {
+        if let Some(end) = self.input.iter().position(|b| *b == b'\n') {
+            let mut line: Vec<u8> = self.input.drain(..=end).collect();
+            line.pop();
+            return Some(Ok(line));
+        }
+        (self.input.len() > MAX_LINE).then(|| {
+            let message = format!("a line has at most {MAX_LINE} bytes; this one is longer");
+            Err(Box::new(Response::error(Id::Null, RpcError::new(code::INVALID_REQUEST, message))))
+        })
+    }
+
+    fn answer(
+        &mut self,
+        n: u16,
+        line: &[u8],
+        captures: &mut u64,
+        switch: &mut Switch,
+        watch: &mut dyn Watch,
+    ) {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        let request = match Request::parse(line) {
+            Ok(request) => request,
+            Err(refusal) => return self.send(&refusal.to_line()),
+        };
+        tracing::debug!(method = request.method, "control request");
+        let outcome = match request.method.as_str() {
+            methods::CaptureStart::NAME => self.start_capture(n, &request, captures, switch, watch),
+            methods::CaptureStop::NAME => self.stop_capture(&request, switch, watch),
+            _ => call(&request, switch, watch),
+        };
+        let Some(id) = request.id else { return };
+        let outcome = outcome.map_or_else(rpc::Outcome::Error, rpc::Outcome::Result);
+        self.send(&Response { jsonrpc: Protocol::V2, id, outcome }.to_line());
+    }
+
+    fn send(&mut self, line: &str) {
+        self.output.extend_from_slice(line.as_bytes());
+    }
+
+    fn flush(&mut self, n: u16, watch: &mut dyn Watch) -> Fate {
+        let mut sent = 0;
+        while let Some(rest) = self.output.get(sent..).filter(|r| !r.is_empty()) {
+            match self.stream.write(rest) {
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Fate::Leaves,
+            }
+        }
+        self.output.drain(..sent);
+        if self.output.len() > 2 * BACKLOG {
+            return Fate::Leaves;
+        }
+        let writable = !self.output.is_empty();
+        if writable != self.writable {
+            self.writable = writable;
+            watch.watch_writable(&self.stream, Token::Client(n), writable);
+        }
+        Fate::Stays
+    }
+
+    // ---- captures -----------------------------------------------------------------------------------------------
+
+    fn start_capture(
+        &mut self,
+        n: u16,
+        request: &Request,
+        captures: &mut u64,
+        switch: &mut Switch,
+        watch: &mut dyn Watch,
+    ) -> Result<serde_json::Value, RpcError> {
+        let params = request.params::<methods::CaptureStart>()?;
+        if self.capture.is_some() {
+            return Err(RpcError::new(
+                code::LIMIT,
+                "this connection captures already; stop that capture first, or use another connection",
+            ));
+        }
+        let filter = filter(&params, switch)?;
+        let tap = Tap::new(filter)
+            .map(Arc::new)
+            .map_err(|e| RpcError::new(code::SYSTEM, format!("the capture could not be set up: {e}")))?;
+        *captures += 1;
+        watch.watch(&*tap, Token::Capture(n));
+        switch.add_tap(Arc::clone(&tap));
+        self.capture =
+            Some(Capture { id: *captures, tap, left: params.count, sent: 0, lost: 0 });
+        let all = switch.ports.keys().cloned().collect();
+        let interfaces = if params.ports.is_empty() { all } else { params.ports };
+        to_value(&CaptureStarted { id: *captures, interfaces })
+    }
+
+    fn stop_capture(
+        &mut self,
+        request: &Request,
+        switch: &mut Switch,
+        watch: &mut dyn Watch,
+    ) -> Result<serde_json::Value, RpcError> {
+        let CaptureId { id } = request.params::<methods::CaptureStop>()?;
+        if self.capture.as_ref().is_none_or(|c| c.id != id) {
+            return Err(RpcError::new(code::NOT_FOUND, format!("this connection has no capture {id}")));
+        }
+        self.send_captured(switch, watch);
+        let (frames, lost) = self.capture.as_ref().map_or((0, 0), |c| (c.sent, c.lost));
+        self.end_capture(switch, watch);
+        to_value(&CaptureStopped { frames, lost })
+    }
+
+    /// Sends what has been captured. A client that does not read keeps its backlog and loses the rest.
+    fn send_captured(&mut self, switch: &mut Switch, watch: &mut dyn Watch) {
+        let full = self.output.len() > BACKLOG;
+        let Some(capture) = &mut self.capture else {
+            return;
+        };
+        let (mut frames, lost) = capture.tap.drain();
+        capture.lost += lost;
+        if full {
+            capture.lost += frames.len() as u64;
+            return;
+        }
+        if let Some(left) = &mut capture.left {
+            frames.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= frames.len() as u64;
+        }
+        capture.sent += frames.len() as u64;
+        let end = capture.left == Some(0);
+        let news = CaptureFrames {
+            id: capture.id,
+            frames: frames.into_iter().map(frame).collect(),
+            lost: capture.lost,
+            end,
+        };
+        if let Ok(params) = serde_json::to_value(news) {
+            let line = rpc::to_line(&Notification {
+                jsonrpc: Protocol::V2,
+                method: CAPTURE_FRAMES.into(),
+                params,
+            });
+            self.send(&line);
+        }
+        if end {
+            self.end_capture(switch, watch);
+        }
+    }
+
+    fn end_capture(&mut self, switch: &mut Switch, watch: &mut dyn Watch) {
+        if let Some(capture) = self.capture.take() {
+            watch.unwatch(&*capture.tap);
+            switch.remove_tap(&capture.tap);
+        }
+    }
+}
+
+fn filter(params: &CaptureParams, switch: &Switch) -> Result<Filter, RpcError> {
+    let ports = params.ports.iter().map(|name| Ok(switch.find_port(name)?.at.index));
+    let reasons = params.reasons.iter().map(|name| {
+        let all = InputDrop::ALL.iter().map(|r| r.name());
+        let mut all = all.chain(OutputDrop::ALL.iter().map(|r| r.name()));
+        all.find(|known| known == name).ok_or_else(|| {
+            let message = format!("there is no drop reason \"{name}\"; `vswitchctl counters --all` lists them");
+            RpcError::new(code::INVALID_PARAMS, message)
+        })
+    });
+    Ok(Filter {
+        ports: ports.collect::<Result<_, RpcError>>()?,
+        directions: params.directions.iter().map(|d| direction(*d)).collect(),
+        reasons: reasons.collect::<Result<_, RpcError>>()?,
+        snaplen: params.snaplen.clamp(14, CaptureParams::MAX_SNAPLEN) as usize,
+    })
+}
+
+fn direction(direction: rpc::Direction) -> capture::Direction {
+    match direction {
+        rpc::Direction::Rx => capture::Direction::Rx,
+        rpc::Direction::Tx => capture::Direction::Tx,
+        rpc::Direction::Drop => capture::Direction::Drop,
+    }
+}
+
+fn frame(captured: capture::Captured) -> CapturedFrame {
+    CapturedFrame {
+        port: captured.port.to_string(),
+        dir: match captured.direction {
+            capture::Direction::Rx => rpc::Direction::Rx,
+            capture::Direction::Tx => rpc::Direction::Tx,
+            capture::Direction::Drop => rpc::Direction::Drop,
+        },
+        reason: captured.reason.map(Into::into),
+        ts_ns: captured.ns,
+        orig_len: captured.len,
+        data: base64::engine::general_purpose::STANDARD.encode(&captured.data),
+    }
+}
+
+/// A result as JSON.
+pub(super) fn to_value<T: serde::Serialize>(result: &T) -> Result<serde_json::Value, RpcError> {
+    serde_json::to_value(result)
+        .map_err(|e| RpcError::new(code::INTERNAL, format!("the result has no JSON form: {e}")))
+}

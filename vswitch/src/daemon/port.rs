@@ -1,0 +1,127 @@
+//! A port as the main thread keeps it.
+
+use std::sync::Arc;
+
+use vswitch_api::config::{self, AdminLink, Vlan};
+use vswitch_api::rpc::{Origin, Rates};
+use vswitch_packet::VlanId;
+
+use super::guest::GuestPort;
+use crate::forward::counters::{PortCounters, Totals};
+use crate::forward::snapshot::{Output, PortSpec};
+use crate::forward::vlan::VlanRule;
+use crate::forward::{BridgeIndex, PortRef};
+
+/// What a port is attached to.
+pub enum Attachment {
+    /// A guest.
+    Guest(GuestPort),
+    /// A DPDK device.
+    #[cfg(feature = "dpdk")]
+    Nic(crate::nic::NicPort),
+}
+
+/// See the module's page.
+pub struct Port {
+    /// Its identity.
+    pub at: PortRef,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its part of the configuration.
+    pub config: config::Port,
+    /// From the file, or from `port add`.
+    pub origin: Origin,
+    /// What the operator wants now; the configuration says what it was at the start.
+    pub admin: AdminLink,
+    /// What is on the other side.
+    pub attachment: Attachment,
+    /// A block for each worker.
+    pub counters: Arc<[PortCounters]>,
+    /// Why it does not work, if it was to be opened again and could not.
+    pub failure: Option<String>,
+    /// What it does a second.
+    pub rates: Rates,
+    last: Totals,
+}
+
+impl Port {
+    /// A port that is not open yet.
+    pub fn new(
+        at: PortRef,
+        name: Arc<str>,
+        config: config::Port,
+        origin: Origin,
+        attachment: Attachment,
+        workers: usize,
+    ) -> Self {
+        Port {
+            at,
+            name,
+            admin: config.link,
+            config,
+            origin,
+            attachment,
+            counters: (0..workers).map(|_| PortCounters::default()).collect(),
+            failure: None,
+            rates: Rates::default(),
+            last: Totals::default(),
+        }
+    }
+
+    /// What workers see of it.
+    pub fn spec(&self, bridge: BridgeIndex) -> PortSpec {
+        PortSpec {
+            at: self.at,
+            name: Arc::clone(&self.name),
+            bridge,
+            vlan: vlan_rule(&self.config.vlan),
+            learning: self.config.learning,
+            admin_up: self.admin == AdminLink::Up,
+            output: match &self.attachment {
+                Attachment::Guest(guest) => Output::Guest(Arc::clone(&guest.queues)),
+                #[cfg(feature = "dpdk")]
+                Attachment::Nic(nic) => Output::Nic(nic.output()),
+            },
+            counters: Arc::clone(&self.counters),
+        }
+    }
+
+    /// Its counters, added up.
+    pub fn totals(&self) -> Totals {
+        Totals::of(self.counters.iter())
+    }
+
+    /// Measures rates since the last time.
+    pub fn sample(&mut self, seconds: f64) {
+        let now = self.totals();
+        let rate = |new: u64, old: u64| new.wrapping_sub(old) as f64 / seconds;
+        self.rates = Rates {
+            rx_pps: rate(now.received, self.last.received),
+            rx_bps: rate(now.received_bytes, self.last.received_bytes) * 8.0,
+            tx_pps: rate(now.delivered, self.last.delivered),
+            tx_bps: rate(now.delivered_bytes, self.last.delivered_bytes) * 8.0,
+        };
+        self.last = now;
+    }
+
+    /// The guest's side, if it has one.
+    pub fn guest_mut(&mut self) -> Option<&mut GuestPort> {
+        match &mut self.attachment {
+            Attachment::Guest(guest) => Some(guest),
+            #[cfg(feature = "dpdk")]
+            Attachment::Nic(_) => None,
+        }
+    }
+}
+
+fn vlan_rule(vlan: &Vlan) -> VlanRule {
+    let id = |v: config::VlanId| VlanId::new(v.get());
+    match vlan {
+        Vlan::Untagged => VlanRule::open(),
+        Vlan::Access(v) => id(*v).map_or_else(VlanRule::open, VlanRule::access),
+        Vlan::Trunk { allowed, native } => {
+            let vlans = allowed.iter().flat_map(|range| range.iter()).filter_map(id);
+            VlanRule::trunk(vlans, native.and_then(id))
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! The switch as the main thread keeps it: bridges, ports, tables, and every change to them.
+//!
+//! A change is checked whole, prepared (sockets bound, devices opened) and only then made; what cannot be prepared
+//! leaves everything as it was. Workers see the result as one new snapshot.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use vswitch_api::config::{self, AdminLink, Config, Effect, Environment, Plan, PortKind, Subject};
+use vswitch_api::rpc::{Origin, RpcError, code};
+
+use super::bridge::Bridge;
+use super::guest::GuestPort;
+use super::port::{Attachment, Port};
+use super::watch::{Token, Watch};
+use crate::capture::{Tap, Taps};
+use crate::forward::fdb::CoarseSecond;
+use crate::forward::learn::{self, LearnMailbox};
+use crate::forward::{BridgeIndex, MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Snapshot};
+use crate::mailbox::Mailbox;
+use crate::worker::{BusyPoll, Report, Shared, Workers};
+
+/// Reports that may wait for the main thread.
+const REPORTS: usize = 1024;
+
+/// See the module's page.
+pub struct Switch {
+    /// What the machine allows.
+    pub environment: Environment,
+    /// Where the configuration came from.
+    pub file: Option<PathBuf>,
+    /// What the file said, last time it was applied.
+    pub config: Config,
+    /// What workers and sessions share.
+    pub shared: Arc<Shared>,
+    /// The threads that forward.
+    pub workers: Arc<Workers>,
+    /// By name.
+    pub bridges: BTreeMap<String, Bridge>,
+    /// By name.
+    pub ports: BTreeMap<String, Port>,
+    /// When the daemon started.
+    pub started: Instant,
+    /// What each worker did in the last interval: its busy share.
+    pub busy_shares: Vec<f64>,
+    busy_before: Vec<u64>,
+    sampled: Instant,
+    /// Who holds each place, and how many have before.
+    places: Vec<Place>,
+    taps: Vec<Arc<Tap>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Place {
+    incarnation: u16,
+    taken: bool,
+}
+
+impl Switch {
+    /// An empty switch with its workers running.
+    ///
+    /// # Errors
+    /// Threads or descriptors that the system did not give.
+    pub fn start(
+        config: &Config,
+        environment: Environment,
+        file: Option<PathBuf>,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            snapshot: arc_swap::ArcSwap::default(),
+            clock: AtomicU32::new(0),
+            learn: Arc::new(LearnMailbox::new(learn::QUEUE)?),
+            reports: Mailbox::new(REPORTS)?,
+        });
+        let cores: Vec<_> =
+            config.workers.iter().map(|w| (w.core, busy_poll(w.busy_poll))).collect();
+        let workers = Workers::start(&cores, &shared)?;
+        Ok(Switch {
+            environment,
+            file,
+            config: Config {
+                bridges: BTreeMap::new(),
+                ports: BTreeMap::new(),
+                ..config.clone()
+            },
+            shared,
+            busy_shares: vec![0.0; cores.len()],
+            busy_before: vec![0; cores.len()],
+            workers,
+            bridges: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            started: Instant::now(),
+            sampled: Instant::now(),
+            places: vec![Place::default(); MAX_PORTS],
+            taps: Vec::new(),
+        })
+    }
+
+    /// The coarse clock.
+    pub fn now(&self) -> CoarseSecond {
+        CoarseSecond(self.shared.clock.load(Ordering::Relaxed))
+    }
+
+    // ---- configuration ------------------------------------------------------------------------------------------
+
+    /// Makes the ports and bridges of the file what `new` says. Ports of `port add` stay.
+    ///
+    /// # Errors
+    /// Nothing was changed: the new configuration clashes with a port of `port add`, needs a restart, or asks for a
+    /// socket or device that cannot be had.
+    pub fn apply(&mut self, new: Config, watch: &mut dyn Watch) -> Result<Plan, RpcError> {
+        self.check_against_runtime_ports(&new)?;
+        let plan = config::plan(&self.config, &new);
+        if let Some(change) = plan.changes.iter().find(|c| c.effect == Effect::Restart) {
+            return Err(RpcError::new(
+                code::NEEDS_RESTART,
+                format!(
+                    "a change to {} takes effect only when the daemon starts; restart it, or take the change back. \
+                     Nothing was applied",
+                    change.subject
+                ),
+            ));
+        }
+        let added = self.prepare(&new)?;
+        let gone: Vec<_> =
+            self.config.ports.keys().filter(|name| !new.ports.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.take_out(&name, watch);
+        }
+        self.apply_bridges(&new);
+        for (name, wanted) in &new.ports {
+            if self.config.ports.get(name).is_some_and(|old| old != wanted) {
+                self.change_port(name, wanted.clone(), &plan, watch);
+            }
+        }
+        self.config = new;
+        for port in added {
+            self.put_in(port, watch);
+        }
+        self.publish();
+        self.pin_static_addresses();
+        Ok(plan)
+    }
+
+    fn check_against_runtime_ports(&self, new: &Config) -> Result<(), RpcError> {
+        let runtime = self.ports.values().filter(|p| p.origin == Origin::Runtime);
+        let mut all = new.clone();
+        for port in runtime {
+            if new.ports.contains_key(&*port.name) {
+                return Err(RpcError::new(
+                    code::EXISTS,
+                    format!(
+                        "the file has a port \"{0}\", and `port add` made one of that name; remove that one first \
+                         (vswitchctl port remove {0}), or rename the file's. Nothing was applied",
+                        port.name
+                    ),
+                ));
+            }
+            all = config::add_port(&all, &port.name, port.config.clone(), &self.environment)
+                .map_err(|e| RpcError::config(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes and opens the ports that are new in `new`, without showing them to anybody.
+    fn prepare(&mut self, new: &Config) -> Result<Vec<Port>, RpcError> {
+        let mut added = Vec::new();
+        for (name, wanted) in &new.ports {
+            if self.config.ports.contains_key(name) {
+                continue;
+            }
+            let mtu = new.bridges.get(&wanted.bridge).map_or(1500, |b| b.mtu);
+            match self.make_port(name, wanted.clone(), Origin::File, mtu) {
+                Ok(port) => added.push(port),
+                Err(error) => {
+                    for port in added {
+                        self.release(&port);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(added)
+    }
+
+    fn apply_bridges(&mut self, new: &Config) {
+        self.bridges.retain(|name, _| new.bridges.contains_key(name));
+        for (name, wanted) in &new.bridges {
+            if let Some(bridge) = self.bridges.get_mut(name) {
+                if bridge.config != *wanted {
+                    bridge.reconfigure(wanted.clone());
+                }
+            } else if let Some(index) = self.free_bridge() {
+                self.bridges.insert(name.clone(), Bridge::new(index, wanted.clone()));
+            }
+        }
+    }
+
+    fn free_bridge(&self) -> Option<BridgeIndex> {
+        let taken = |index| self.bridges.values().any(|b| b.index == index);
+        (0..MAX_BRIDGES as u16).map(BridgeIndex).find(|index| !taken(*index))
+    }
+
+    fn change_port(
+        &mut self,
+        name: &str,
+        wanted: config::Port,
+        plan: &Plan,
+        watch: &mut dyn Watch,
+    ) {
+        let reconnect = plan
+            .changes
+            .iter()
+            .any(|c| c.subject == Subject::Port(name.into()) && c.effect == Effect::Reconnect);
+        if reconnect {
+            self.take_out(name, watch);
+            let mtu = self.bridges.get(&wanted.bridge).map_or(1500, |b| b.config.mtu);
+            match self.make_port(name, wanted, Origin::File, mtu) {
+                Ok(port) => self.put_in(port, watch),
+                Err(error) => tracing::error!(port = name, %error, "the port could not be opened again"),
+            }
+        } else if let Some(port) = self.ports.get_mut(name) {
+            let link = wanted.link;
+            let relink = link != port.config.link;
+            port.config = wanted;
+            if relink {
+                // The socket was bound before; if it cannot be bound again the port says so.
+                let _ = self.set_link(name, link, watch);
+            }
+        }
+    }
+
+    // ---- ports --------------------------------------------------------------------------------------------------
+
+    /// Adds a port until the daemon ends.
+    ///
+    /// # Errors
+    /// Nothing was changed: the port is not right, its name is taken, or its socket or device cannot be had.
+    pub fn add_port(
+        &mut self,
+        name: &str,
+        wanted: config::Port,
+        watch: &mut dyn Watch,
+    ) -> Result<(), RpcError> {
+        if self.ports.contains_key(name) {
+            return Err(RpcError::new(
+                code::EXISTS,
+                format!("there is a port \"{name}\" already; choose another name, or remove it first"),
+            ));
+        }
+        let mut all = self.config.clone();
+        for port in self.ports.values() {
+            all.ports.insert(port.name.to_string(), port.config.clone());
+        }
+        let all = config::add_port(&all, name, wanted, &self.environment)
+            .map_err(|e| RpcError::config(&e))?;
+        let Some(wanted) = all.ports.get(name).cloned() else {
+            return Err(RpcError::new(code::INTERNAL, "the port is not in its own configuration"));
+        };
+        let mtu = self.bridges.get(&wanted.bridge).map_or(1500, |b| b.config.mtu);
+        let port = self.make_port(name, wanted, Origin::Runtime, mtu)?;
+        self.put_in(port, watch);
+        self.publish();
+        self.pin_static_addresses();
+        Ok(())
+    }
+
+    /// Removes a port, from the file or not.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn remove_port(&mut self, name: &str, watch: &mut dyn Watch) -> Result<(), RpcError> {
+        self.find_port(name)?;
+        self.take_out(name, watch);
+        self.config.ports.remove(name);
+        self.publish();
+        Ok(())
+    }
+
+    /// Takes a port up or down.
+    ///
+    /// # Errors
+    /// There is none of that name, or its socket cannot be had again.
+    pub fn set_link(
+        &mut self,
+        name: &str,
+        link: AdminLink,
+        watch: &mut dyn Watch,
+    ) -> Result<(), RpcError> {
+        self.find_port(name)?;
+        let Some(port) = self.ports.get_mut(name) else {
+            return Ok(());
+        };
+        let mut outcome = Ok(());
+        if let Attachment::Guest(guest) = &mut port.attachment {
+            match link {
+                AdminLink::Down => close(guest, watch),
+                AdminLink::Up => outcome = open(port.at.index, guest, watch),
+            }
+        }
+        match &outcome {
+            Ok(()) => (port.admin, port.failure) = (link, None),
+            Err(error) => port.failure = Some(error.to_string()),
+        }
+        self.publish();
+        outcome
+    }
+
+    /// The port of this name.
+    ///
+    /// # Errors
+    /// There is none; the message says which there are.
+    pub fn find_port(&self, name: &str) -> Result<&Port, RpcError> {
+        self.ports.get(name).ok_or_else(|| {
+            let names: Vec<_> = self.ports.keys().map(String::as_str).take(12).collect();
+            let known = if names.is_empty() { "there are none".into() } else { names.join(", ") };
+            RpcError::new(code::NOT_FOUND, format!("there is no port \"{name}\"; ports: {known}"))
+        })
+    }
+
+    /// The port in a place, if it is still that one.
+    pub fn port_at(&self, at: PortRef) -> Option<&Port> {
+        self.ports.values().find(|p| p.at == at)
+    }
+
+    fn make_port(
+        &mut self,
+        name: &str,
+        wanted: config::Port,
+        origin: Origin,
+        mtu: u16,
+    ) -> Result<Port, RpcError> {
+        let at = self.take_place()?;
+        let name: Arc<str> = name.into();
+        let made = match &wanted.kind {
+            PortKind::VhostUser(vhost) => {
+                let mut guest = GuestPort::new(at, Arc::clone(&name), vhost.clone(), mtu);
+                let opened = if wanted.link == AdminLink::Up { guest.open() } else { Ok(()) };
+                opened
+                    .map(|()| Attachment::Guest(guest))
+                    .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
+            }
+            #[cfg(feature = "dpdk")]
+            PortKind::Dpdk(dpdk) => {
+                crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu, self.workers.handles().len())
+                    .map(Attachment::Nic)
+                    .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
+            }
+            #[cfg(not(feature = "dpdk"))]
+            PortKind::Dpdk(_) => Err(RpcError::new(
+                code::UNSUPPORTED,
+                format!("port \"{name}\": this vswitchd was built without DPDK; build it with the feature `dpdk`"),
+            )),
+        };
+        match made {
+            Ok(attachment) => {
+                let workers = self.workers.handles().len();
+                Ok(Port::new(at, name, wanted, origin, attachment, workers))
+            }
+            Err(error) => {
+                self.free_place(at);
+                Err(error)
+            }
+        }
+    }
+
+    /// A port that was made and never shown goes.
+    fn release(&mut self, port: &Port) {
+        self.free_place(port.at);
+    }
+
+    /// Shows a port to the main loop and, with the next snapshot, to workers.
+    fn put_in(&mut self, port: Port, watch: &mut dyn Watch) {
+        let (name, at) = (port.name.to_string(), port.at);
+        if let Attachment::Guest(guest) = &port.attachment
+            && let Some(listener) = guest.listener()
+        {
+            watch.watch(listener, Token::Port(at.index));
+        }
+        self.ports.insert(name.clone(), port);
+        // Before its first frame: a worker looks frames' ports up in the snapshot.
+        self.publish();
+        #[cfg(feature = "dpdk")]
+        if let Some(Port { attachment: Attachment::Nic(nic), .. }) = self.ports.get_mut(&name) {
+            nic.start(at, &self.workers);
+        }
+        tracing::info!(port = name, "port added");
+    }
+
+    /// Ends a port. When this returns nothing of it is in use.
+    fn take_out(&mut self, name: &str, watch: &mut dyn Watch) {
+        let Some(port) = self.ports.get_mut(name) else {
+            return;
+        };
+        match &mut port.attachment {
+            Attachment::Guest(guest) => close(guest, watch),
+            #[cfg(feature = "dpdk")]
+            Attachment::Nic(nic) => nic.stop(port.at, &self.workers),
+        }
+        let gone = self.ports.remove(name);
+        self.publish();
+        if let Some(gone) = gone {
+            self.free_place(gone.at);
+            for bridge in self.bridges.values_mut() {
+                bridge.fdb.retain(|e| e.port != gone.at);
+            }
+        }
+        tracing::info!(port = name, "port removed");
+    }
+
+    fn take_place(&mut self) -> Result<PortRef, RpcError> {
+        let free = self.places.iter_mut().enumerate().find(|(_, place)| !place.taken);
+        let Some((index, place)) = free else {
+            return Err(RpcError::new(
+                code::LIMIT,
+                format!("the switch has {MAX_PORTS} ports, which is its limit; remove one first"),
+            ));
+        };
+        place.taken = true;
+        place.incarnation = (place.incarnation + 1) & 0x7fff;
+        Ok(PortRef { index: PortIndex(index as u16), incarnation: place.incarnation })
+    }
+
+    fn free_place(&mut self, at: PortRef) {
+        if let Some(place) = self.places.get_mut(usize::from(at.index.0)) {
+            place.taken = false;
+        }
+    }
+
+    // ---- what workers see ---------------------------------------------------------------------------------------
+
+    /// Gives workers the switch as it is now.
+    pub fn publish(&self) {
+        let mut bridges: Vec<_> = (0..MAX_BRIDGES).map(|_| None).collect();
+        for bridge in self.bridges.values() {
+            if let Some(place) = bridges.get_mut(usize::from(bridge.index.0)) {
+                *place = Some(bridge.spec());
+            }
+        }
+        let places = self.ports.values().map(|p| usize::from(p.at.index.0) + 1).max().unwrap_or(0);
+        let mut ports: Vec<_> = (0..places).map(|_| None).collect();
+        for port in self.ports.values() {
+            if let Some(bridge) = self.bridges.get(&port.config.bridge)
+                && let Some(place) = ports.get_mut(usize::from(port.at.index.0))
+            {
+                *place = Some(port.spec(bridge.index));
+            }
+        }
+        let capture = (!self.taps.is_empty()).then(|| Arc::new(Taps(self.taps.clone())));
+        self.shared.snapshot.store(Arc::new(Snapshot::new(ports, bridges, capture)));
+    }
+
+    /// Starts to show frames to a capture.
+    pub fn add_tap(&mut self, tap: Arc<Tap>) {
+        self.taps.push(tap);
+        self.publish();
+    }
+
+    /// Ends a capture.
+    pub fn remove_tap(&mut self, tap: &Arc<Tap>) {
+        self.taps.retain(|t| !Arc::ptr_eq(t, tap));
+        self.publish();
+    }
+
+    // ---- tables and time ----------------------------------------------------------------------------------------
+
+    fn pin_static_addresses(&mut self) {
+        let now = self.now();
+        for port in self.ports.values() {
+            if let Some(bridge) = self.bridges.get_mut(&port.config.bridge) {
+                bridge.pin_static(&port.name, port.at, now);
+            }
+        }
+    }
+
+    /// Takes up the addresses that workers saw.
+    pub fn learn(&mut self) {
+        let now = self.now();
+        for seen in self.shared.learn.drain() {
+            let alive = self.ports.values().any(|p| p.at == seen.port);
+            let bridge = self.bridges.values_mut().find(|b| b.index == seen.bridge);
+            if let Some(bridge) = bridge.filter(|_| alive) {
+                bridge.learn(seen.vid, seen.mac, seen.port, now);
+            }
+        }
+    }
+
+    /// Once a second: moves the clock on, ages tables, measures rates.
+    pub fn tick(&mut self) {
+        let now = CoarseSecond(self.started.elapsed().as_secs() as u32);
+        self.shared.clock.store(now.0, Ordering::Relaxed);
+        let ports = &self.ports;
+        for bridge in self.bridges.values_mut() {
+            bridge.age(now, |at| ports.values().any(|p| p.at == at));
+        }
+        let elapsed = self.sampled.elapsed();
+        self.sampled = Instant::now();
+        for port in self.ports.values_mut() {
+            port.sample(elapsed.as_secs_f64());
+        }
+        let handles = self.workers.handles().iter();
+        let shares = self.busy_shares.iter_mut().zip(&mut self.busy_before);
+        for (handle, (share, before)) in handles.zip(shares) {
+            let busy = handle.vitals.busy_ns.load(Ordering::Relaxed);
+            *share = (busy - *before) as f64 / elapsed.as_nanos() as f64;
+            *before = busy;
+        }
+    }
+
+    // ---- sessions -----------------------------------------------------------------------------------------------
+
+    /// Somebody connects to the port in this place.
+    pub fn accept(&mut self, index: PortIndex) {
+        let (workers, shared) = (Arc::clone(&self.workers), Arc::clone(&self.shared));
+        let port = self.ports.values_mut().find(|p| p.at.index == index);
+        if let Some(guest) = port.and_then(Port::guest_mut) {
+            guest.accept(&workers, &shared);
+        }
+    }
+
+    /// Tries every port that waits for a front-end to listen. True if some still do.
+    pub fn retry(&mut self) -> bool {
+        let (workers, shared) = (Arc::clone(&self.workers), Arc::clone(&self.shared));
+        let mut waiting = false;
+        for guest in self.ports.values_mut().filter_map(Port::guest_mut) {
+            guest.try_connect(&workers, &shared);
+            waiting |= guest.wants_connection();
+        }
+        waiting
+    }
+
+    /// Takes up news from sessions.
+    pub fn reports(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        for report in shared.reports.drain() {
+            let Report::SessionEnded(at, id, how) = report;
+            let port = self.ports.values_mut().find(|p| p.at == at);
+            if let Some(guest) = port.and_then(Port::guest_mut) {
+                guest.session_ended(id, &how);
+            }
+        }
+    }
+
+    /// Ends every session, then the workers. Guests see their link go down.
+    pub fn stop(&mut self, watch: &mut dyn Watch) {
+        let names: Vec<_> = self.ports.keys().cloned().collect();
+        for name in names {
+            self.take_out(&name, watch);
+        }
+        self.workers.stop();
+    }
+}
+
+fn open(index: PortIndex, guest: &mut GuestPort, watch: &mut dyn Watch) -> Result<(), RpcError> {
+    if guest.closed() {
+        guest.open().map_err(|e| RpcError::new(code::SYSTEM, e.to_string()))?;
+        if let Some(listener) = guest.listener() {
+            watch.watch(listener, Token::Port(index));
+        }
+    }
+    Ok(())
+}
+
+fn close(guest: &mut GuestPort, watch: &mut dyn Watch) {
+    if let Some(listener) = guest.listener() {
+        watch.unwatch(listener);
+    }
+    guest.close();
+}
+
+fn busy_poll(mode: config::BusyPoll) -> BusyPoll {
+    match mode {
+        config::BusyPoll::Always => BusyPoll::Always,
+        config::BusyPoll::Adaptive => BusyPoll::Adaptive,
+        config::BusyPoll::Never => BusyPoll::Never,
+    }
+}

@@ -1,0 +1,207 @@
+//! What becomes of a frame, decided on the worker's copy of its head.
+
+use vswitch_packet::MacAddr;
+
+use super::counters::InputDrop;
+use super::fdb::CoarseSecond;
+use super::snapshot::{Bridge, Port, Snapshot};
+use super::{PortIndex, PortRef, Vid};
+
+const TPID_VLAN: u16 = 0x8100;
+const ETHERNET: usize = 14;
+/// Frames to these addresses are between neighbours on a link; bridges do not forward them (IEEE 802.1Q, 8.6.3).
+const LINK_LOCAL: [u8; 5] = [0x01, 0x80, 0xc2, 0x00, 0x00];
+
+/// The Ethernet header, as far as a bridge cares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ethernet {
+    /// Destination.
+    pub dst: MacAddr,
+    /// Source.
+    pub src: MacAddr,
+    /// Tag control information of the outer 802.1Q tag.
+    pub tci: Option<u16>,
+}
+
+impl Ethernet {
+    /// Reads the header; none if the frame is too short to have one.
+    #[inline]
+    pub fn read(head: &[u8]) -> Option<Self> {
+        let h: &[u8; ETHERNET] = head.first_chunk()?;
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *h;
+        let tci = if u16::from_be_bytes([t0, t1]) == TPID_VLAN {
+            let tag = head.get(14..18)?.first_chunk::<2>()?;
+            Some(u16::from_be_bytes(*tag))
+        } else {
+            None
+        };
+        Some(Ethernet {
+            dst: MacAddr([d0, d1, d2, d3, d4, d5]),
+            src: MacAddr([s0, s1, s2, s3, s4, s5]),
+            tci,
+        })
+    }
+
+    /// Bytes in front of the layer 3 packet.
+    pub fn len(&self) -> usize {
+        if self.tci.is_some() { ETHERNET + 4 } else { ETHERNET }
+    }
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Destination {
+    /// To one port.
+    Port(PortIndex),
+    /// To every other port that carries the VLAN.
+    Flood,
+}
+
+/// A decided frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// Where it goes.
+    pub to: Destination,
+    /// The VLAN it belongs to.
+    pub vid: Vid,
+    /// The tag it came with.
+    pub tci: Option<u16>,
+    /// Its source address is new here: the table's writer wants to know.
+    pub learn: Option<MacAddr>,
+}
+
+/// Decides about one frame from `ingress`. `packet_len` is the size of its largest layer 3 packet once segmented, with
+/// the Ethernet header; the bridge's MTU is held against it.
+#[inline]
+pub fn decide(
+    snapshot: &Snapshot,
+    bridge: &Bridge,
+    ingress: &Port,
+    head: &[u8],
+    packet_len: usize,
+    now: CoarseSecond,
+) -> Result<Verdict, InputDrop> {
+    let eth = Ethernet::read(head).ok_or(InputDrop::Runt)?;
+    if packet_len > eth.len() + bridge.mtu as usize {
+        return Err(InputDrop::OverMtu);
+    }
+    if eth.src.is_multicast() || eth.src.is_zero() {
+        return Err(InputDrop::InvalidSource);
+    }
+    if eth.dst.0.starts_with(&LINK_LOCAL) && eth.dst.0[5] <= 0x0f {
+        return Err(InputDrop::LinkLocal);
+    }
+    let vid = ingress.vlan.classify(eth.tci).ok_or(InputDrop::VlanNotAllowed)?;
+    let learn = ingress.learning && !bridge.fdb.seen(vid, eth.src, ingress.at, now);
+    let to = match destination(snapshot, bridge, vid, eth.dst) {
+        Some(port) if port.index == ingress.at.index => return Err(InputDrop::Reflection),
+        Some(port) => Destination::Port(port.index),
+        None => Destination::Flood,
+    };
+    Ok(Verdict { to, vid, tci: eth.tci, learn: learn.then_some(eth.src) })
+}
+
+/// The one port a destination is known to be behind, if that port is still there and carries the VLAN.
+#[inline]
+fn destination(snapshot: &Snapshot, bridge: &Bridge, vid: Vid, dst: MacAddr) -> Option<PortRef> {
+    if dst.is_multicast() {
+        return None;
+    }
+    let port = bridge.fdb.lookup(vid, dst)?;
+    snapshot.live(port).filter(|p| p.carries(vid)).map(|p| p.at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::counters::PortCounters;
+    use crate::forward::fdb::FdbWriter;
+    use crate::forward::snapshot::{BridgeSpec, GuestQueues, Output, PortSpec};
+    use crate::forward::vlan::VlanRule;
+    use crate::forward::{BridgeIndex, PortIndex};
+    use std::sync::Arc;
+
+    const NOW: CoarseSecond = CoarseSecond(5);
+
+    fn port(n: u16, vlan: VlanRule) -> Option<PortSpec> {
+        Some(PortSpec {
+            at: PortRef { index: PortIndex(n), incarnation: 0 },
+            name: format!("p{n}").into(),
+            bridge: BridgeIndex(0),
+            vlan,
+            learning: true,
+            admin_up: true,
+            output: Output::Guest(Arc::new(GuestQueues::new(1, [0; 16]))),
+            counters: Arc::new([PortCounters::default()]),
+        })
+    }
+
+    fn switch(fdb: &FdbWriter) -> Snapshot {
+        let v = |n| vswitch_packet::VlanId::new(n).unwrap();
+        let ports = vec![
+            port(0, VlanRule::open()),
+            port(1, VlanRule::open()),
+            port(2, VlanRule::access(v(10))),
+        ];
+        let bridge = BridgeSpec { mtu: 1500, fdb: fdb.table() };
+        Snapshot::new(ports, vec![Some(bridge)], None)
+    }
+
+    fn frame(dst: [u8; 6], src: [u8; 6], tci: Option<u16>) -> Vec<u8> {
+        let mut f = [dst, src].concat();
+        if let Some(t) = tci {
+            f.extend([0x81, 0]);
+            f.extend(t.to_be_bytes());
+        }
+        f.extend([8, 0]);
+        f.resize(64, 0);
+        f
+    }
+
+    const A: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const B: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn ask(s: &Snapshot, from: u16, head: &[u8], len: usize) -> Result<Verdict, InputDrop> {
+        let bridge = s.bridge(BridgeIndex(0)).unwrap();
+        decide(s, bridge, s.port(PortIndex(from)).unwrap(), head, len, NOW)
+    }
+
+    #[test]
+    fn floods_learns_and_finds() {
+        let mut fdb = FdbWriter::new(16, [1, 1]);
+        let s = switch(&fdb);
+        let v = ask(&s, 0, &frame(B, A, None), 64).unwrap();
+        assert_eq!((v.to, v.vid, v.learn), (Destination::Flood, Vid(0), Some(MacAddr(A))));
+        let b_at = s.port(PortIndex(1)).unwrap().at;
+        fdb.insert(Vid(0), MacAddr(B), b_at, NOW, false);
+        let v = ask(&s, 0, &frame(B, A, None), 64).unwrap();
+        assert_eq!(v.to, Destination::Port(PortIndex(1)));
+        assert_eq!(ask(&s, 1, &frame(B, A, None), 64), Err(InputDrop::Reflection));
+    }
+
+    #[test]
+    fn an_entry_of_a_removed_port_is_not_believed() {
+        let mut fdb = FdbWriter::new(16, [1, 1]);
+        let s = switch(&fdb);
+        let gone = PortRef { index: PortIndex(1), incarnation: 9 };
+        fdb.insert(Vid(0), MacAddr(B), gone, NOW, false);
+        assert_eq!(ask(&s, 0, &frame(B, A, None), 64).unwrap().to, Destination::Flood);
+    }
+
+    #[test]
+    fn names_what_is_wrong() {
+        let fdb = FdbWriter::new(16, [1, 1]);
+        let s = switch(&fdb);
+        let ok = frame(B, A, None);
+        assert_eq!(ask(&s, 0, &ok[..13], 13), Err(InputDrop::Runt));
+        assert_eq!(ask(&s, 0, &frame(B, A, Some(5))[..15], 15), Err(InputDrop::Runt));
+        assert_eq!(ask(&s, 0, &ok, 1515), Err(InputDrop::OverMtu));
+        assert!(ask(&s, 0, &ok, 1514).is_ok());
+        assert!(ask(&s, 0, &frame(B, A, Some(5)), 1518).is_ok(), "the tag is not part of the MTU");
+        assert_eq!(ask(&s, 0, &frame(B, [3, 0, 0, 0, 0, 1], None), 64), Err(InputDrop::InvalidSource));
+        assert_eq!(ask(&s, 0, &frame(B, [0; 6], None), 64), Err(InputDrop::InvalidSource));
+        let lldp = [1, 0x80, 0xc2, 0, 0, 0x0e];
+        assert_eq!(ask(&s, 0, &frame(lldp, A, None), 64), Err(InputDrop::LinkLocal));
+        assert_eq!(ask(&s, 2, &frame(B, A, Some(10)), 64), Err(InputDrop::VlanNotAllowed));
+    }
+}

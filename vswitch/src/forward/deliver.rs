@@ -1,0 +1,297 @@
+//! The burst: decide about each frame, group by output, write into the outputs.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use vswitch_packet::{Accepts, Offload, check_offload};
+use vswitch_vhost::{RxError, RxFeatures, RxRing, TxFrame};
+
+use super::counters::{InputDrop, OutputDrop, PortCounters};
+use super::decide::{Destination, Verdict, decide};
+use super::fdb::CoarseSecond;
+use super::group::{Filed, Groups, List};
+use super::learn::{LearnMailbox, Seen};
+use super::snapshot::{Bridge, Output, Port, Snapshot};
+use super::software::Finisher;
+use super::steer;
+use super::{BURST, Vid};
+use crate::capture::{self, Direction};
+
+/// A burst of frames from one source. A frame that could not be taken is its drop reason.
+pub trait Frames {
+    /// Frames in the burst, at most [`BURST`].
+    fn len(&self) -> usize;
+    /// One of them.
+    fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop>;
+}
+
+/// What a burst is forwarded against.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The switch as it is now.
+    pub snapshot: &'a Snapshot,
+    /// Where the burst came from.
+    pub ingress: &'a Port,
+    /// The coarse clock.
+    pub now: CoarseSecond,
+    /// Set if the source must be emptied but not forwarded.
+    pub discard: Option<InputDrop>,
+}
+
+/// One worker's forwarding state. Nothing here grows while it forwards.
+pub struct Forwarder {
+    worker: usize,
+    groups: Groups,
+    offloads: [Offload; BURST],
+    finisher: Finisher,
+    learn: Arc<LearnMailbox>,
+}
+
+impl Forwarder {
+    /// State for the worker with this index.
+    pub fn new(worker: usize, learn: Arc<LearnMailbox>) -> Self {
+        Forwarder {
+            worker,
+            groups: Groups::default(),
+            offloads: std::array::from_fn(|_| Offload::default()),
+            finisher: Finisher::default(),
+            learn,
+        }
+    }
+
+    /// Makes room for a snapshot's outputs; called when a new one is picked up, so that `forward` never allocates.
+    pub fn adopt(&mut self, snapshot: &Snapshot) {
+        self.groups.reserve(snapshot.outputs());
+    }
+
+    /// Forwards one burst. When it returns every frame is in the receivers' buffers or counted as dropped.
+    pub fn forward<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
+        let Some(counters) = ctx.ingress.counters.get(self.worker) else {
+            return;
+        };
+        for i in 0..frames.len().min(BURST) {
+            counters.received.add(1);
+            let outcome = frames.get(i).and_then(|frame| {
+                counters.received_bytes.add(u64::from(frame.len));
+                self.take(ctx, i as u8, &frame)
+            });
+            match outcome {
+                Ok(copies) => {
+                    counters.switched.add(1);
+                    counters.copies.add(copies);
+                }
+                Err(reason) => counters.drop_input(reason),
+            }
+            if let Some(taps) = &ctx.snapshot.capture
+                && let Ok(frame) = frames.get(i)
+            {
+                let (direction, reason) = match outcome {
+                    Ok(_) => (Direction::Rx, None),
+                    Err(reason) => (Direction::Drop, Some(reason.name())),
+                };
+                let seen = self.seen(i, &frame, [frame.head, &[], &[]], 0);
+                taps.show((ctx.ingress.at.index, &ctx.ingress.name), direction, reason, seen);
+            }
+        }
+        while let Some((output, list)) = self.groups.pop() {
+            if let Some((port, queue)) = ctx.snapshot.output(output) {
+                self.deliver(ctx, port, queue, &list, frames);
+            }
+        }
+    }
+
+    /// Decides about one frame and files it; returns the number of its copies.
+    #[inline]
+    fn take(&mut self, ctx: Context<'_>, i: u8, frame: &TxFrame<'_>) -> Result<u64, InputDrop> {
+        if let Some(reason) = ctx.discard {
+            return Err(reason);
+        }
+        if !ctx.ingress.admin_up {
+            return Err(InputDrop::PortDown);
+        }
+        let bridge = ctx.snapshot.bridge(ctx.ingress.bridge).ok_or(InputDrop::NoOutput)?;
+        let offload = if frame.header.flags | frame.header.gso_type == 0 {
+            Offload::default()
+        } else {
+            check_offload(&frame.header, frame.head, frame.len as usize)
+                .map_err(|_| InputDrop::BadOffload)?
+        };
+        let packet_len = offload.wire_len(frame.len as usize);
+        let verdict = decide(ctx.snapshot, bridge, ctx.ingress, frame.head, packet_len, ctx.now)?;
+        if let Some(slot) = self.offloads.get_mut(usize::from(i)) {
+            *slot = offload;
+        }
+        if let Some(mac) = verdict.learn {
+            let seen = Seen {
+                bridge: ctx.ingress.bridge,
+                vid: verdict.vid,
+                mac,
+                port: ctx.ingress.at,
+            };
+            // A full mailbox loses nothing: the address comes again with the next frame.
+            let _ = self.learn.put(seen);
+        }
+        self.file(ctx, bridge, verdict, i, frame)
+    }
+
+    /// Files a decided frame under its outputs.
+    #[inline]
+    fn file(
+        &mut self,
+        ctx: Context<'_>,
+        bridge: &Bridge,
+        verdict: Verdict,
+        i: u8,
+        frame: &TxFrame<'_>,
+    ) -> Result<u64, InputDrop> {
+        let mut copies = 0;
+        match verdict.to {
+            Destination::Port(index) => {
+                let port = ctx.snapshot.port(index).ok_or(InputDrop::NoOutput)?;
+                copies += self.file_one(port, verdict.vid, verdict.tci, i, frame);
+            }
+            Destination::Flood => {
+                let others = bridge.members.iter().filter(|p| p.at != ctx.ingress.at);
+                for port in others.filter(|p| p.carries(verdict.vid)) {
+                    copies += self.file_one(port, verdict.vid, verdict.tci, i, frame);
+                }
+            }
+        }
+        if copies == 0 { Err(InputDrop::NoOutput) } else { Ok(copies) }
+    }
+
+    #[inline]
+    fn file_one(
+        &mut self,
+        port: &Port,
+        vid: Vid,
+        tci: Option<u16>,
+        i: u8,
+        frame: &TxFrame<'_>,
+    ) -> u64 {
+        let len = frame.len as usize;
+        let queue = steer::queue(&port.output, self.worker, vid, frame.head, len);
+        let output = port.first_output.queue(queue);
+        let filed = Filed { frame: i, edit: port.vlan.edit(vid, tci) };
+        u64::from(self.groups.file(output, filed))
+    }
+
+    /// Writes one output's frames, under its lock, taken once.
+    fn deliver<F: Frames>(
+        &mut self,
+        ctx: Context<'_>,
+        port: &Port,
+        queue: u16,
+        list: &List,
+        frames: &F,
+    ) {
+        let Some(counters) = port.counters.get(self.worker) else {
+            return;
+        };
+        counters.offered.add(list.len() as u64);
+        let mut outcomes: Outcomes = list.iter().map(|_| Err(OutputDrop::NotConnected)).collect();
+        if !port.admin_up {
+            outcomes.fill(Err(OutputDrop::AdminDown));
+        } else {
+            match &port.output {
+                Output::Guest(queues) => {
+                    if let Some(place) = queues.ring(queue)
+                        && let Some(ring) = place.lock().as_mut()
+                    {
+                        self.fill_guest(ring, counters, list, frames, &mut outcomes);
+                    }
+                }
+                #[cfg(feature = "dpdk")]
+                Output::Nic(nic) => {
+                    nic.send(queue, list.iter().filter_map(|f| {
+                        let frame = frames.get(usize::from(f.frame)).ok()?;
+                        let offload = self.offloads.get(usize::from(f.frame))?;
+                        Some((frame, f.edit, *offload))
+                    }), &mut self.finisher, &mut outcomes);
+                }
+            }
+        }
+        for (filed, outcome) in list.iter().zip(&outcomes) {
+            match outcome {
+                Ok(sent) => {
+                    counters.delivered.add(1);
+                    counters.delivered_packets.add(u64::from(sent.packets));
+                    counters.delivered_bytes.add(u64::from(sent.bytes));
+                }
+                Err(reason) => counters.drop_output(*reason, 1),
+            }
+            if let Some(taps) = &ctx.snapshot.capture
+                && let Ok(frame) = frames.get(usize::from(filed.frame))
+            {
+                let (direction, reason) = match outcome {
+                    Ok(_) => (Direction::Tx, None),
+                    Err(reason) => (Direction::Drop, Some(reason.name())),
+                };
+                let mut tag = [0; 4];
+                let (parts, shift) = filed.edit.parts(frame.head, &mut tag);
+                let seen = self.seen(usize::from(filed.frame), &frame, parts, shift);
+                taps.show((port.at.index, &port.name), direction, reason, seen);
+            }
+        }
+    }
+
+    fn fill_guest<F: Frames>(
+        &mut self,
+        ring: &mut RxRing,
+        counters: &PortCounters,
+        list: &List,
+        frames: &F,
+        outcomes: &mut Outcomes,
+    ) {
+        let accepts = accepts(ring);
+        let mut burst = match ring.begin() {
+            Ok(burst) => burst,
+            Err(_) => return outcomes.fill(Err(OutputDrop::RingBroken)),
+        };
+        for (filed, outcome) in list.iter().zip(outcomes.iter_mut()) {
+            let i = usize::from(filed.frame);
+            let (Ok(frame), Some(offload)) = (frames.get(i), self.offloads.get(i)) else {
+                continue;
+            };
+            *outcome = self.finisher.deliver(&frame, filed.edit, offload, accepts, |h, parts, tail| {
+                burst.put(h, parts, tail).map_err(|e| match e {
+                    RxError::Full => OutputDrop::RingFull,
+                    RxError::TooBig => OutputDrop::BufferTooSmall,
+                    RxError::Malformed(_) => OutputDrop::MalformedBuffer,
+                })
+            });
+        }
+        burst.finish();
+        if ring.signal().unwrap_or(false) {
+            counters.rx_calls.add(1);
+        }
+    }
+
+    fn seen<'a>(
+        &'a self,
+        i: usize,
+        frame: &TxFrame<'a>,
+        parts: [&'a [u8]; 3],
+        shift: i8,
+    ) -> capture::Seen<'a> {
+        let offload = self.offloads.get(i).map(|o| (o, shift));
+        capture::Seen { parts, tail: frame.tail, offload }
+    }
+}
+
+/// What left of one frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sent {
+    /// Packets: more than one if software cut it into segments.
+    pub packets: u32,
+    /// Their bytes.
+    pub bytes: u32,
+}
+
+/// What became of each frame of a list.
+pub type Outcomes = ArrayVec<Result<Sent, OutputDrop>, BURST>;
+
+fn accepts(ring: &RxRing) -> Accepts {
+    let RxFeatures { csum, tso4, tso6, ecn, .. } = ring.accepts();
+    Accepts { csum, tso4, tso6, ecn }
+}

@@ -1,0 +1,252 @@
+//! What workers know of the switch: ports, bridges, queues. Made by the main thread, never changed, swapped whole.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use vswitch_flowtable::{FlowHasher, FlowKey, Indirection, Target};
+use vswitch_vhost::RxRing;
+
+use super::counters::PortCounters;
+use super::fdb::Fdb;
+use super::vlan::VlanRule;
+use super::{BridgeIndex, PortIndex, PortRef, Vid};
+use crate::capture::Taps;
+
+/// One place in the list of all outputs of a snapshot: a queue of a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutputIndex(pub u32);
+
+impl OutputIndex {
+    /// The output of the same port for one of its queues.
+    #[inline]
+    pub fn queue(self, queue: u16) -> Self {
+        OutputIndex(self.0 + u32::from(queue))
+    }
+}
+
+/// The forwarding configuration at one moment.
+#[derive(Default)]
+pub struct Snapshot {
+    ports: Vec<Option<Arc<Port>>>,
+    bridges: Vec<Option<Arc<Bridge>>>,
+    /// Which port and queue each output is; the inverse of [`Port::first_output`].
+    outputs: Vec<(PortIndex, u16)>,
+    /// Where captured frames go, while somebody captures.
+    pub capture: Option<Arc<Taps>>,
+}
+
+impl Snapshot {
+    /// Puts ports and bridges in their places and numbers the outputs.
+    pub fn new(
+        ports: Vec<Option<PortSpec>>,
+        bridges: Vec<Option<BridgeSpec>>,
+        capture: Option<Arc<Taps>>,
+    ) -> Self {
+        let mut outputs = Vec::new();
+        let ports: Vec<_> = ports
+            .into_iter()
+            .enumerate()
+            .map(|(index, spec)| {
+                spec.map(|spec| {
+                    let first_output = OutputIndex(outputs.len() as u32);
+                    for queue in 0..spec.output.queues() {
+                        outputs.push((PortIndex(index as u16), queue));
+                    }
+                    Arc::new(Port { spec, first_output })
+                })
+            })
+            .collect();
+        let bridges = bridges
+            .into_iter()
+            .enumerate()
+            .map(|(index, spec)| {
+                spec.map(|spec| {
+                    let members = ports
+                        .iter()
+                        .flatten()
+                        .filter(|p| p.bridge == BridgeIndex(index as u16))
+                        .map(Arc::clone)
+                        .collect();
+                    Arc::new(Bridge { spec, members })
+                })
+            })
+            .collect();
+        Snapshot { ports, bridges, outputs, capture }
+    }
+
+    /// The port in this place.
+    #[inline]
+    pub fn port(&self, index: PortIndex) -> Option<&Arc<Port>> {
+        self.ports.get(usize::from(index.0))?.as_ref()
+    }
+
+    /// The port, if it is still the one that is meant.
+    #[inline]
+    pub fn live(&self, port: PortRef) -> Option<&Arc<Port>> {
+        self.port(port.index).filter(|p| p.at == port)
+    }
+
+    /// The bridge in this place.
+    #[inline]
+    pub fn bridge(&self, index: BridgeIndex) -> Option<&Arc<Bridge>> {
+        self.bridges.get(usize::from(index.0))?.as_ref()
+    }
+
+    /// Which port and queue an output is.
+    #[inline]
+    pub fn output(&self, output: OutputIndex) -> Option<(&Arc<Port>, u16)> {
+        let (port, queue) = self.outputs.get(output.0 as usize)?;
+        Some((self.port(*port)?, *queue))
+    }
+
+    /// How many outputs there are.
+    pub fn outputs(&self) -> usize {
+        self.outputs.len()
+    }
+}
+
+/// What a bridge is made of.
+pub struct BridgeSpec {
+    /// Largest layer 3 packet, in bytes.
+    pub mtu: u32,
+    /// Which port a MAC address is behind.
+    pub fdb: Arc<Fdb>,
+}
+
+/// A bridge and its ports.
+pub struct Bridge {
+    spec: BridgeSpec,
+    /// Ports, in the order of their places.
+    pub members: Vec<Arc<Port>>,
+}
+
+impl std::ops::Deref for Bridge {
+    type Target = BridgeSpec;
+    fn deref(&self) -> &BridgeSpec {
+        &self.spec
+    }
+}
+
+/// What a port is made of.
+#[derive(Clone)]
+pub struct PortSpec {
+    /// Its identity.
+    pub at: PortRef,
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// The bridge it is on.
+    pub bridge: BridgeIndex,
+    /// Which VLANs it takes and how they are tagged.
+    pub vlan: VlanRule,
+    /// Are source addresses learned here?
+    pub learning: bool,
+    /// Not switched off by the operator.
+    pub admin_up: bool,
+    /// Where its frames go.
+    pub output: Output,
+    /// A block for each worker.
+    pub counters: Arc<[PortCounters]>,
+}
+
+/// A port in its place.
+pub struct Port {
+    spec: PortSpec,
+    /// Its first queue in the list of all outputs; the others follow.
+    pub first_output: OutputIndex,
+}
+
+impl std::ops::Deref for Port {
+    type Target = PortSpec;
+    fn deref(&self) -> &PortSpec {
+        &self.spec
+    }
+}
+
+impl Port {
+    /// Does the port carry frames of this VLAN out?
+    #[inline]
+    pub fn carries(&self, vid: Vid) -> bool {
+        self.vlan.carries(vid)
+    }
+}
+
+/// Where a port's frames leave.
+#[derive(Clone)]
+pub enum Output {
+    /// Into a guest's receive rings.
+    Guest(Arc<GuestQueues>),
+    /// Into a NIC's transmit queues.
+    #[cfg(feature = "dpdk")]
+    Nic(Arc<crate::nic::NicOutput>),
+}
+
+impl Output {
+    fn queues(&self) -> u16 {
+        match self {
+            Output::Guest(queues) => queues.rings.len() as u16,
+            #[cfg(feature = "dpdk")]
+            Output::Nic(nic) => nic.queues(),
+        }
+    }
+}
+
+/// The receive rings of one guest. They come and go with its session, under each one's lock; the place stays.
+pub struct GuestQueues {
+    rings: Box<[Mutex<Option<RxRing>>]>,
+    /// Leading queue pairs that have a ring: the guest uses pairs `0..active`.
+    active: AtomicU16,
+    /// Which of them a flow goes to.
+    hasher: FlowHasher,
+    table: ArcSwap<Indirection>,
+}
+
+impl GuestQueues {
+    /// Places for `pairs` queue pairs; flows are hashed with `key`.
+    pub fn new(pairs: u16, key: [u8; 16]) -> Self {
+        GuestQueues {
+            rings: (0..pairs.max(1)).map(|_| Mutex::new(None)).collect(),
+            active: AtomicU16::new(0),
+            hasher: FlowHasher::new(key),
+            table: ArcSwap::from_pointee(Indirection::new(pairs)),
+        }
+    }
+
+    /// The place of one pair's receive ring. Locked by one output of one burst at a time, never two at once.
+    #[inline]
+    pub fn ring(&self, pair: u16) -> Option<&Mutex<Option<RxRing>>> {
+        self.rings.get(usize::from(pair))
+    }
+
+    /// Pairs in use.
+    #[inline]
+    pub fn active(&self) -> u16 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// The pair for a flow.
+    #[inline]
+    pub fn select(&self, key: &FlowKey) -> u16 {
+        self.table.load().select(self.hasher.hash(key)).map_or(0, |target| target.0)
+    }
+
+    /// Puts a ring in its place, or takes it away. When this returns no worker is writing to what was there.
+    ///
+    /// For the session's thread only.
+    pub fn replace(&self, pair: u16, ring: Option<RxRing>) -> Option<RxRing> {
+        let place = self.ring(pair)?;
+        let old = std::mem::replace(&mut *place.lock(), ring);
+        let active = self.rings.iter().take_while(|r| r.lock().is_some()).count() as u16;
+        if active > 0 && usize::from(active) != self.table.load().shares().len() {
+            // Pair after pair, so that the table for n + 1 differs from that for n in the new pair's share alone.
+            let mut table = Indirection::new(self.rings.len() as u16);
+            for target in 0..active {
+                table.add(Target(target));
+            }
+            self.table.store(Arc::new(table));
+        }
+        self.active.store(active, Ordering::Relaxed);
+        old
+    }
+}

@@ -1,0 +1,44 @@
+//! Which of a port's queues a frame leaves by.
+//!
+//! A flow takes the same queue for as long as the guest uses the same number of them: the queue follows from a keyed
+//! hash of the flow, the same in both directions. The key is the port's own.
+
+use vswitch_flowtable::{Addresses, FlowKey};
+use vswitch_packet::{L3, parse};
+
+use super::Vid;
+use super::snapshot::Output;
+
+/// The queue for a frame with this head. One queue costs nothing.
+#[inline]
+pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) -> u16 {
+    match output {
+        Output::Guest(queues) if queues.active() < 2 => 0,
+        Output::Guest(queues) => {
+            flow_key(vid, head, len).map_or(0, |key| queues.select(&key))
+        }
+        // A NIC's queues are for its senders: each worker has its own, so a flow stays on one.
+        #[cfg(feature = "dpdk")]
+        Output::Nic(nic) => (worker % usize::from(nic.queues().max(1))) as u16,
+    }
+}
+
+/// What identifies the flow of a frame: addresses, and ports where every frame of the flow has them.
+pub fn flow_key(vid: Vid, head: &[u8], len: usize) -> Option<FlowKey> {
+    let parsed = parse(head, len).ok()?;
+    let addresses = match &parsed.l3 {
+        L3::Ipv4(ip) => Addresses::V4 { src: ip.src.octets(), dst: ip.dst.octets() },
+        L3::Ipv6(ip) => Addresses::V6 { src: ip.src.octets(), dst: ip.dst.octets() },
+        _ => Addresses::Mac {
+            src: parsed.src.0,
+            dst: parsed.dst.0,
+            ethertype: parsed.ethertype,
+        },
+    };
+    Some(FlowKey {
+        vlan: vid.0,
+        addresses,
+        protocol: parsed.protocol().unwrap_or(0),
+        ports: parsed.steering_ports().map(|p| (p.src, p.dst)),
+    })
+}

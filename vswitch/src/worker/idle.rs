@@ -1,0 +1,148 @@
+//! When a worker stops polling, and what wakes it.
+//!
+//! A short sleep means that the worker should have spun on; a long one that it spun for nothing. So the spin doubles
+//! after the first and halves after the second, between [`SPIN_MIN`] and [`SPIN_MAX`].
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+/// Shortest time a worker polls before it sleeps.
+pub const SPIN_MIN: Duration = Duration::from_micros(2);
+/// Longest time a worker polls before it sleeps.
+pub const SPIN_MAX: Duration = Duration::from_micros(50);
+/// How long a queue that cannot wake the worker may wait for it.
+pub const TIMER: Duration = Duration::from_micros(250);
+
+/// What a worker does when there is nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BusyPoll {
+    /// Polls for ever.
+    Always,
+    /// Polls for a short, adaptive time, then sleeps.
+    #[default]
+    Adaptive,
+    /// Sleeps at once.
+    Never,
+}
+
+/// Decides between polling on and sleeping.
+pub struct Idle {
+    mode: BusyPoll,
+    spin: Duration,
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// A worker that has just started.
+    pub fn new(mode: BusyPoll) -> Self {
+        Idle { mode, spin: SPIN_MAX, since: None }
+    }
+
+    /// After a turn: is it time to sleep?
+    #[inline]
+    pub fn should_sleep(&mut self, worked: bool, now: Instant) -> bool {
+        if worked {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        match self.mode {
+            BusyPoll::Always => false,
+            BusyPoll::Adaptive if now.duration_since(since) < self.spin => {
+                std::hint::spin_loop();
+                false
+            }
+            BusyPoll::Adaptive | BusyPoll::Never => true,
+        }
+    }
+
+    /// After a sleep of this length.
+    pub fn woke(&mut self, slept: Duration, now: Instant) {
+        self.since = Some(now);
+        self.spin = if slept < SPIN_MAX {
+            (self.spin * 2).min(SPIN_MAX)
+        } else {
+            (self.spin / 2).max(SPIN_MIN)
+        };
+    }
+}
+
+/// What a sleeping worker waits on: its mailbox and its queues' kicks.
+///
+/// Edge-triggered, so a kick need not be read to be forgotten; a stale edge costs one needless turn.
+pub struct Poller {
+    epoll: OwnedFd,
+}
+
+impl Poller {
+    /// Waits on `mail`, to begin with.
+    ///
+    /// # Errors
+    /// What epoll says.
+    pub fn new(mail: impl AsFd) -> io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, mail, EventData::new_u64(0), EventFlags::IN)?;
+        Ok(Poller { epoll })
+    }
+
+    /// Waits on this kick too.
+    ///
+    /// # Errors
+    /// What epoll says; the queue must then be polled.
+    pub fn add(&self, kick: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, kick, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?)
+    }
+
+    /// No longer waits on this kick.
+    pub fn remove(&self, kick: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, kick);
+    }
+
+    /// Sleeps until something happens, or for `at_most`.
+    pub fn wait(&self, at_most: Option<Duration>) {
+        let at_most = at_most.map(|d| Timespec {
+            tv_sec: d.as_secs() as i64,
+            tv_nsec: i64::from(d.subsec_nanos()),
+        });
+        // Which queue it was does not matter: all are polled. An interrupted wait is a needless turn, nothing more.
+        let mut events = [MaybeUninit::uninit(); 16];
+        let _ = epoll::wait(&self.epoll, &mut events, at_most.as_ref());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spin_follows_the_sleeps() {
+        let mut idle = Idle::new(BusyPoll::Adaptive);
+        let t = Instant::now();
+        assert!(!idle.should_sleep(true, t));
+        assert!(!idle.should_sleep(false, t), "the spin begins");
+        assert!(!idle.should_sleep(false, t + SPIN_MAX / 2));
+        assert!(idle.should_sleep(false, t + SPIN_MAX));
+        for _ in 0..10 {
+            idle.woke(Duration::from_millis(5), t);
+        }
+        assert!(idle.should_sleep(false, t + SPIN_MIN), "long sleeps shorten it");
+        for _ in 0..10 {
+            idle.woke(Duration::from_micros(5), t);
+        }
+        assert!(!idle.should_sleep(false, t + SPIN_MAX / 2), "short sleeps lengthen it");
+    }
+
+    #[test]
+    fn modes_are_what_they_say() {
+        let t = Instant::now();
+        let late = t + Duration::from_secs(9);
+        let mut always = Idle::new(BusyPoll::Always);
+        assert!(!always.should_sleep(false, t) && !always.should_sleep(false, late));
+        assert!(Idle::new(BusyPoll::Never).should_sleep(false, t));
+    }
+}

@@ -1,0 +1,166 @@
+//! The queues a worker owns, and one round over them.
+
+use std::time::Duration;
+
+use vswitch_vhost::{ChainError, TxBurst, TxFrame, TxRing, TxScratch};
+
+use super::idle::{Poller, TIMER};
+use crate::forward::counters::InputDrop;
+use crate::forward::deliver::{Context, Frames};
+use crate::forward::fdb::CoarseSecond;
+use crate::forward::{BURST, Forwarder, PortRef, Snapshot};
+
+/// Names a queue: the port and its number there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct QueueKey {
+    /// The port.
+    pub port: PortRef,
+    /// Queue pair of a guest, receive queue of a NIC.
+    pub queue: u16,
+}
+
+/// A guest's transmit ring in a worker's hands.
+pub(super) struct GuestQueue {
+    key: QueueKey,
+    ring: TxRing,
+    /// It cannot wake the worker.
+    timed: bool,
+}
+
+impl GuestQueue {
+    /// A ring that was just handed over.
+    pub(super) fn new(key: QueueKey, ring: TxRing) -> Self {
+        GuestQueue { key, ring, timed: false }
+    }
+}
+
+impl Frames for TxBurst<'_> {
+    fn len(&self) -> usize {
+        TxBurst::len(self)
+    }
+    #[inline]
+    fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop> {
+        self.frame(i).map_err(|_: ChainError| InputDrop::MalformedChain)
+    }
+}
+
+/// See the module's page.
+pub(super) struct Queues {
+    worker: usize,
+    guests: Vec<GuestQueue>,
+    #[cfg(feature = "dpdk")]
+    nics: Vec<(QueueKey, crate::nic::NicInput)>,
+    poller: Poller,
+}
+
+impl Queues {
+    /// No queues yet.
+    pub(super) fn new(worker: usize, poller: Poller) -> Self {
+        Queues {
+            worker,
+            guests: Vec::new(),
+            #[cfg(feature = "dpdk")]
+            nics: Vec::new(),
+            poller,
+        }
+    }
+
+    /// Owns a ring from now on.
+    pub(super) fn attach(&mut self, mut queue: GuestQueue) {
+        queue.timed = match queue.ring.kick() {
+            Some(kick) => self.poller.add(kick).is_err(),
+            None => true,
+        };
+        self.guests.push(queue);
+    }
+
+    /// Gives a ring up.
+    pub(super) fn detach(&mut self, key: QueueKey) -> Option<TxRing> {
+        let at = self.guests.iter().position(|q| q.key == key)?;
+        let queue = self.guests.swap_remove(at);
+        if let Some(kick) = queue.ring.kick().filter(|_| !queue.timed) {
+            self.poller.remove(kick);
+        }
+        Some(queue.ring)
+    }
+
+    /// One burst from every queue. True if there was anything.
+    pub(super) fn poll(
+        &mut self,
+        snapshot: &Snapshot,
+        now: CoarseSecond,
+        forwarder: &mut Forwarder,
+        scratch: &mut TxScratch,
+    ) -> bool {
+        let mut worked = false;
+        for queue in &mut self.guests {
+            // A port that is gone from the snapshot keeps its ring until the session takes it back.
+            let Some(ingress) = snapshot.live(queue.key.port) else {
+                continue;
+            };
+            let discard = (!queue.ring.enabled()).then_some(InputDrop::QueueDisabled);
+            match queue.ring.take(scratch, BURST) {
+                Ok(burst) if !burst.is_empty() => {
+                    forwarder.forward(Context { snapshot, ingress, now, discard }, &burst);
+                }
+                // A ring that contradicts itself has told its session, which will take it away.
+                Ok(_) | Err(_) => continue,
+            }
+            worked = true;
+            if queue.ring.complete()
+                && queue.ring.signal().unwrap_or(false)
+                && let Some(counters) = ingress.counters.get(self.worker)
+            {
+                counters.tx_calls.add(1);
+            }
+        }
+        #[cfg(feature = "dpdk")]
+        for (key, nic) in &mut self.nics {
+            if let Some(ingress) = snapshot.live(key.port) {
+                let context = Context { snapshot, ingress, now, discard: None };
+                worked |= nic.poll(|burst| forwarder.forward(context, burst));
+            }
+        }
+        worked
+    }
+
+    /// Asks every ring for a kick. False if one has work after all.
+    pub(super) fn arm(&mut self) -> bool {
+        // Every ring, also after one has work: disarming is for all of them.
+        let busy = self.guests.iter_mut().filter_map(|q| q.ring.arm().then_some(()));
+        busy.count() == 0
+    }
+
+    /// Asks for no more kicks.
+    pub(super) fn disarm(&mut self) {
+        self.guests.iter_mut().for_each(|q| q.ring.disarm());
+    }
+
+    /// Sleeps until a kick, a letter, or the time to look at queues that cannot wake anybody.
+    pub(super) fn wait(&mut self) {
+        self.poller.wait(self.timer());
+    }
+
+    fn timer(&self) -> Option<Duration> {
+        #[cfg(feature = "dpdk")]
+        let polled = !self.nics.is_empty();
+        #[cfg(not(feature = "dpdk"))]
+        let polled = false;
+        (polled || self.guests.iter().any(|q| q.timed)).then_some(TIMER)
+    }
+}
+
+#[cfg(feature = "dpdk")]
+impl Queues {
+    /// Owns a NIC queue from now on.
+    pub(super) fn attach_nic(&mut self, key: QueueKey, mut queue: crate::nic::NicInput) {
+        queue.adopt();
+        self.nics.push((key, queue));
+    }
+
+    /// Gives a NIC queue up.
+    pub(super) fn detach_nic(&mut self, key: QueueKey) -> Option<crate::nic::NicInput> {
+        let at = self.nics.iter().position(|(k, _)| *k == key)?;
+        Some(self.nics.swap_remove(at).1)
+    }
+}
