@@ -1,5 +1,7 @@
 //! Where the daemon's log goes: to the journal if systemd gave it one, else to standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -33,7 +35,12 @@ pub fn start(filter: Option<&str>, level: LogLevel) -> Level {
     match journal {
         Some(journal) => registry.with(journal).init(),
         None => registry
-            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_ansi(std::io::stderr().is_terminal())
+                    .with_target(false),
+            )
             .init(),
     }
     Level { handle, fixed: filter.is_some(), now: level }
