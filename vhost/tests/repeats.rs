@@ -3,10 +3,7 @@
 //! In a process of its own, because it counts what the whole process has open. `VSWITCH_REPEATS` sets how often each message
 //! comes; the full proof is a million.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "helpers of a test: what fails here fails it"
-)]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;

@@ -132,6 +132,7 @@ impl Rings for Link {
             SessionEvent::LinkUp => {
                 tracing::info!(port = %self.name, "link up");
                 (facts.up, facts.since) = (true, SystemTime::now());
+                facts.ring_error = None;
             }
             SessionEvent::LinkDown => {
                 tracing::info!(port = %self.name, "link down");
@@ -278,6 +279,7 @@ impl GuestPort {
             facts.last_end = Some(how.into());
             facts.since = SystemTime::now();
             facts.memory = (0, 0);
+            facts.up = false;
         }
     }
 

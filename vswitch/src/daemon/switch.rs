@@ -124,16 +124,17 @@ impl Switch {
                 ),
             ));
         }
-        let added = self.prepare(&new)?;
+        let (mut added, waiting) = self.prepare(&new)?;
         let gone: Vec<_> =
             self.config.ports.keys().filter(|name| !new.ports.contains_key(*name)).cloned().collect();
         for name in gone {
             self.take_out(&name, watch);
         }
         self.apply_bridges(&new);
+        added.extend(waiting.iter().filter_map(|name| self.make_or_report(name, &new)));
         for (name, wanted) in &new.ports {
             if self.config.ports.get(name).is_some_and(|old| old != wanted) {
-                self.change_port(name, wanted.clone(), &plan, watch);
+                self.change_port(name, &new, &plan, watch);
             }
         }
         self.config = new;
@@ -165,15 +166,21 @@ impl Switch {
         Ok(())
     }
 
-    /// Makes and opens the ports that are new in `new`, without showing them to anybody.
-    fn prepare(&mut self, new: &Config) -> Result<Vec<Port>, RpcError> {
-        let mut added = Vec::new();
+    /// Makes and opens the ports that are new in `new`, without showing them to anybody. Those that want a socket or
+    /// device of a port that goes or changes have to wait for it, and are returned by name.
+    fn prepare(&mut self, new: &Config) -> Result<(Vec<Port>, Vec<String>), RpcError> {
+        let (mut added, mut waiting) = (Vec::new(), Vec::new());
+        let moving = self.config.ports.iter().filter(|(name, old)| new.ports.get(*name) != Some(*old));
+        let held: Vec<_> = moving.map(|(_, old)| resource(old).to_owned()).collect();
         for (name, wanted) in &new.ports {
             if self.config.ports.contains_key(name) {
                 continue;
             }
-            let mtu = new.bridges.get(&wanted.bridge).map_or(1500, |b| b.mtu);
-            match self.make_port(name, wanted.clone(), Origin::File, mtu) {
+            if held.iter().any(|r| *r == resource(wanted)) {
+                waiting.push(name.clone());
+                continue;
+            }
+            match self.make_port(name, wanted.clone(), Origin::File, mtu_of(new, wanted)) {
                 Ok(port) => added.push(port),
                 Err(error) => {
                     for port in added {
@@ -183,7 +190,16 @@ impl Switch {
                 }
             }
         }
-        Ok(added)
+        Ok((added, waiting))
+    }
+
+    /// Makes a port at a time when there is no way back.
+    fn make_or_report(&mut self, name: &str, new: &Config) -> Option<Port> {
+        let wanted = new.ports.get(name)?.clone();
+        let mtu = mtu_of(new, &wanted);
+        self.make_port(name, wanted, Origin::File, mtu)
+            .inspect_err(|error| tracing::error!(port = name, %error, "the port could not be opened"))
+            .ok()
     }
 
     fn apply_bridges(&mut self, new: &Config) {
@@ -204,32 +220,28 @@ impl Switch {
         (0..MAX_BRIDGES as u16).map(BridgeIndex).find(|index| !taken(*index))
     }
 
-    fn change_port(
-        &mut self,
-        name: &str,
-        wanted: config::Port,
-        plan: &Plan,
-        watch: &mut dyn Watch,
-    ) {
-        let reconnect = plan
-            .changes
-            .iter()
-            .any(|c| c.subject == Subject::Port(name.into()) && c.effect == Effect::Reconnect);
-        if reconnect {
+    fn change_port(&mut self, name: &str, new: &Config, plan: &Plan, watch: &mut dyn Watch) {
+        let subject = Subject::Port(name.into());
+        let changes = &mut plan.changes.iter().filter(|c| c.subject == subject);
+        if changes.any(|c| c.effect == Effect::Reconnect) {
             self.take_out(name, watch);
-            let mtu = self.bridges.get(&wanted.bridge).map_or(1500, |b| b.config.mtu);
-            match self.make_port(name, wanted, Origin::File, mtu) {
-                Ok(port) => self.put_in(port, watch),
-                Err(error) => tracing::error!(port = name, %error, "the port could not be opened again"),
+            if let Some(port) = self.make_or_report(name, new) {
+                self.put_in(port, watch);
             }
-        } else if let Some(port) = self.ports.get_mut(name) {
-            let link = wanted.link;
-            let relink = link != port.config.link;
-            port.config = wanted;
-            if relink {
-                // The socket was bound before; if it cannot be bound again the port says so.
-                let _ = self.set_link(name, link, watch);
+            return;
+        }
+        let (Some(port), Some(wanted)) = (self.ports.get_mut(name), new.ports.get(name)) else {
+            return;
+        };
+        let (at, relink) = (port.at, wanted.link != port.config.link);
+        if wanted.bridge != port.config.bridge {
+            for bridge in self.bridges.values_mut() {
+                bridge.fdb.retain(|e| e.port != at);
             }
+        }
+        port.config = wanted.clone();
+        if relink && let Err(error) = self.set_link(name, wanted.link, watch) {
+            tracing::error!(port = name, %error, "the port could not be opened again");
         }
     }
 
@@ -260,7 +272,7 @@ impl Switch {
         let Some(wanted) = all.ports.get(name).cloned() else {
             return Err(RpcError::new(code::INTERNAL, "the port is not in its own configuration"));
         };
-        let mtu = self.bridges.get(&wanted.bridge).map_or(1500, |b| b.config.mtu);
+        let mtu = mtu_of(&self.config, &wanted);
         let port = self.make_port(name, wanted, Origin::Runtime, mtu)?;
         self.put_in(port, watch);
         self.publish();
@@ -552,6 +564,18 @@ impl Switch {
         }
         self.workers.stop();
     }
+}
+
+/// What only one port can have: its socket or its device.
+fn resource(port: &config::Port) -> &std::ffi::OsStr {
+    match &port.kind {
+        PortKind::VhostUser(vhost) => vhost.socket.as_os_str(),
+        PortKind::Dpdk(dpdk) => dpdk.device.as_ref(),
+    }
+}
+
+fn mtu_of(config: &Config, port: &config::Port) -> u16 {
+    config.bridges.get(&port.bridge).map_or_else(|| config::Bridge::default().mtu, |b| b.mtu)
 }
 
 fn open(index: PortIndex, guest: &mut GuestPort, watch: &mut dyn Watch) -> Result<(), RpcError> {

@@ -9,6 +9,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vswitch_vhost::ChainError;
+
 /// A list of reasons, as an enum that indexes an array of counters.
 macro_rules! reasons {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident => $text:literal,)* }) => {
@@ -33,8 +35,28 @@ macro_rules! reasons {
 reasons! {
     /// Why a frame was not taken into the switch. Counted at the port it came from.
     InputDrop {
-        /// The descriptor chain breaks the virtio rules: a loop, a bad index, an unmapped buffer, a missing header.
-        MalformedChain => "malformed-chain",
+        /// A buffer lies outside the guest's memory.
+        ChainUnmapped => "descriptor-unmapped",
+        /// A descriptor's next index is outside its table.
+        ChainNextOutOfRange => "descriptor-next-out-of-range",
+        /// A descriptor chain is a loop, or longer than its ring.
+        ChainLoop => "descriptor-loop",
+        /// An indirect descriptor where none may be.
+        ChainIndirectMisplaced => "descriptor-indirect-misplaced",
+        /// An indirect table's length is no sensible number of descriptors.
+        ChainIndirectLength => "descriptor-indirect-length",
+        /// A device-writable buffer in a transmit queue.
+        ChainWritable => "descriptor-writable",
+        /// A device-readable buffer in a receive queue.
+        ChainReadOnly => "descriptor-read-only",
+        /// A buffer too short for the virtio-net header.
+        ChainShort => "buffer-short",
+        /// A virtio-net header without a frame.
+        ChainEmpty => "buffer-empty",
+        /// A frame longer than any frame may be.
+        ChainTooLong => "buffer-too-long",
+        /// A frame in more pieces than are looked at.
+        ChainTooManyPieces => "buffer-too-many-pieces",
         /// The guest has the queue disabled.
         QueueDisabled => "queue-disabled",
         /// The port is administratively down.
@@ -55,6 +77,24 @@ reasons! {
         Reflection => "reflection",
         /// No other port carries the frame's VLAN.
         NoOutput => "no-output",
+    }
+}
+
+impl From<ChainError> for InputDrop {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::Unmapped => InputDrop::ChainUnmapped,
+            ChainError::NextOutOfRange => InputDrop::ChainNextOutOfRange,
+            ChainError::Loop => InputDrop::ChainLoop,
+            ChainError::IndirectMisplaced => InputDrop::ChainIndirectMisplaced,
+            ChainError::IndirectLength => InputDrop::ChainIndirectLength,
+            ChainError::Writable => InputDrop::ChainWritable,
+            ChainError::ReadOnly => InputDrop::ChainReadOnly,
+            ChainError::Short => InputDrop::ChainShort,
+            ChainError::Empty => InputDrop::ChainEmpty,
+            ChainError::TooLong => InputDrop::ChainTooLong,
+            ChainError::TooManyPieces => InputDrop::ChainTooManyPieces,
+        }
     }
 }
 
@@ -233,6 +273,13 @@ mod tests {
         }
         for (i, reason) in OutputDrop::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
+        }
+    }
+
+    #[test]
+    fn malformed_chains_keep_their_names() {
+        for error in ChainError::ALL {
+            assert_eq!(InputDrop::from(error).name(), error.name());
         }
     }
 

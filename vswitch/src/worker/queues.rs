@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vswitch_vhost::{ChainError, TxBurst, TxFrame, TxRing, TxScratch};
+use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 
 use super::idle::{Poller, TIMER};
 use crate::forward::counters::InputDrop;
@@ -40,7 +40,7 @@ impl Frames for TxBurst<'_> {
     }
     #[inline]
     fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop> {
-        self.frame(i).map_err(|_: ChainError| InputDrop::MalformedChain)
+        Ok(self.frame(i)?)
     }
 }
 
