@@ -21,7 +21,6 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_adjust_nb_rx_tx_desc",
     "rte_eth_dev_close",
     "rte_eth_dev_configure",
-    "rte_eth_dev_get_mtu",
     "rte_eth_dev_info_get",
     "rte_eth_dev_rx_intr_disable",
     "rte_eth_dev_set_link_down",

@@ -94,12 +94,19 @@ pub struct Tap {
 impl Tap {
     /// An empty queue.
     pub fn new(filter: Filter) -> io::Result<Self> {
-        Ok(Tap { filter, queue: Mailbox::new(QUEUE)?, lost: AtomicU64::new(0) })
+        Ok(Tap {
+            filter,
+            queue: Mailbox::new(QUEUE)?,
+            lost: AtomicU64::new(0),
+        })
     }
 
     /// Everything that waits, and how many were lost since the last time.
     pub fn drain(&self) -> (Vec<Captured>, u64) {
-        (self.queue.drain().collect(), self.lost.swap(0, Ordering::Relaxed))
+        (
+            self.queue.drain().collect(),
+            self.lost.swap(0, Ordering::Relaxed),
+        )
     }
 }
 
@@ -141,7 +148,9 @@ impl Taps {
                 complete_checksum(&mut data, csum);
             }
             data.truncate(keep);
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let since = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
             let captured = Captured {
                 port: Arc::clone(port.1),
                 direction,

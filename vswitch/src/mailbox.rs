@@ -98,7 +98,10 @@ mod tests {
             });
             let mut next = 0;
             while next < total {
-                let mut fds = [rustix::event::PollFd::new(&*m, rustix::event::PollFlags::IN)];
+                let mut fds = [rustix::event::PollFd::new(
+                    &*m,
+                    rustix::event::PollFlags::IN,
+                )];
                 rustix::event::poll(&mut fds, None).unwrap();
                 for n in m.drain() {
                     assert_eq!(n, next);

@@ -1,8 +1,8 @@
 //! NICs through DPDK: devices as ports, packet buffers as frames.
 //!
-//! DPDK starts with the first port that needs it, on the main thread, and stays. A device has as many receive queues as
-//! its configuration asks for, each owned by a worker, and a transmit queue for each worker where it has so many; where
-//! it has fewer, workers share them behind their locks.
+//! DPDK starts with the first port that needs it, on the main thread, and stays. A device has as many queue pairs as its
+//! configuration asks for. Each receive queue is owned by a worker; transmit queues are shared behind their locks, which
+//! are never contended where there are as many as workers.
 //!
 //! Frames from a NIC are read where they lie; frames to a NIC are copied into packet buffers, which is their one copy.
 //! Checksums and segmentation toward a NIC are done in software.
@@ -48,7 +48,9 @@ pub enum NicError {
     #[error("DPDK does not start: {0}")]
     Eal(String),
     /// DPDK runs without what the device needs.
-    #[error("{0} is a PCI device, and DPDK was started without the PCI bus for an earlier port; restart vswitchd")]
+    #[error(
+        "{0} is a PCI device, and DPDK was started without the PCI bus for an earlier port; restart vswitchd"
+    )]
     NoPci(String),
     /// No buffers.
     #[error(transparent)]
@@ -84,16 +86,25 @@ fn eal(dpdk: &mut Dpdk, device: &DeviceArg, settings: &config::Dpdk) -> Result<E
         Eal::init(&config).map_err(|e| e.to_string())
     });
     match started {
-        Ok(eal) if device.needs_pci() && !eal.has_pci() => Err(NicError::NoPci(device.as_str().into())),
+        Ok(eal) if device.needs_pci() && !eal.has_pci() => {
+            Err(NicError::NoPci(device.as_str().into()))
+        }
         Ok(eal) => Ok(*eal),
         Err(why) => Err(NicError::Eal(why.clone())),
     }
 }
 
 fn pool(dpdk: &mut Dpdk, eal: Eal, mtu: u16) -> Result<Mempool, NicError> {
-    let wanted = MempoolConfig { count: BUFFERS, ..MempoolConfig::default() }.with_room_for_mtu(mtu);
+    let wanted = MempoolConfig {
+        count: BUFFERS,
+        ..MempoolConfig::default()
+    }
+    .with_room_for_mtu(mtu);
     let factor = u32::from(wanted.data_room.div_ceil(MempoolConfig::DEFAULT_ROOM));
-    let wanted = MempoolConfig { count: BUFFERS / factor.max(1), ..wanted };
+    let wanted = MempoolConfig {
+        count: BUFFERS / factor.max(1),
+        ..wanted
+    };
     if let Some(pool) = dpdk.pools.get(&wanted.data_room) {
         return Ok(*pool);
     }
@@ -121,7 +132,6 @@ impl NicPort {
         config: &config::DpdkPort,
         settings: &config::Dpdk,
         mtu: u16,
-        workers: usize,
     ) -> Result<Self, NicError> {
         let argument: DeviceArg = config.device.parse()?;
         let mut dpdk = DPDK.lock();
@@ -129,11 +139,10 @@ impl NicPort {
         let pool = pool(&mut dpdk, eal, mtu)?;
         let device = Device::probe(eal, &argument)?;
         let capabilities = device.capabilities().clone();
-        let tx_queues = capabilities.max_tx_queues.min(workers.max(1) as u16).max(1);
         let started = device.start(
             &PortConfig {
                 rx_queues: config.queues,
-                tx_queues,
+                tx_queues: config.queues,
                 rx_descriptors: DESCRIPTORS,
                 tx_descriptors: DESCRIPTORS,
                 mtu,
@@ -162,7 +171,10 @@ impl NicPort {
     /// Gives the receive queues to workers.
     pub fn start(&mut self, at: PortRef, workers: &Workers) {
         for (queue, rx) in self.waiting.drain(..).enumerate() {
-            let key = QueueKey { port: at, queue: queue as u16 };
+            let key = QueueKey {
+                port: at,
+                queue: queue as u16,
+            };
             if let Some(owner) = self.owners.get_mut(queue) {
                 *owner = workers.attach_nic(key, NicInput::new(rx));
             }
@@ -173,7 +185,13 @@ impl NicPort {
     pub fn stop(&mut self, at: PortRef, workers: &Workers) {
         for (queue, owner) in self.owners.iter_mut().enumerate() {
             if let Some(worker) = owner.take() {
-                drop(workers.detach_nic(worker, QueueKey { port: at, queue: queue as u16 }));
+                drop(workers.detach_nic(
+                    worker,
+                    QueueKey {
+                        port: at,
+                        queue: queue as u16,
+                    },
+                ));
             }
         }
         for queue in &self.output.queues {
@@ -189,21 +207,36 @@ impl NicPort {
     /// The receive queues that this worker owns.
     pub fn queues_of(&self, worker: usize) -> Vec<usize> {
         let owners = self.owners.iter().enumerate();
-        owners.filter(|(_, o)| **o == Some(worker)).map(|(queue, _)| queue).collect()
+        owners
+            .filter(|(_, o)| **o == Some(worker))
+            .map(|(queue, _)| queue)
+            .collect()
     }
 
     /// Its link, for people.
     pub fn link(&self, admin: AdminLink) -> rpc::Link {
         let (state, reason) = match (admin, self.port.link()) {
-            (AdminLink::Down, _) => {
-                (rpc::LinkState::Down, Some("taken down by the operator".to_owned()))
-            }
+            (AdminLink::Down, _) => (
+                rpc::LinkState::Down,
+                Some("taken down by the operator".to_owned()),
+            ),
             (_, Ok(link)) if link.up => (rpc::LinkState::Up, None),
-            (_, Ok(_)) => (rpc::LinkState::Down, Some("the device has no carrier".to_owned())),
+            (_, Ok(_)) => (
+                rpc::LinkState::Down,
+                Some("the device has no carrier".to_owned()),
+            ),
             (_, Err(error)) => (rpc::LinkState::Failed, Some(error.to_string())),
         };
-        let since = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        rpc::Link { state, since, reason }
+        let since = self
+            .since
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        rpc::Link {
+            state,
+            since,
+            reason,
+        }
     }
 
     /// The device, for people.
@@ -228,7 +261,10 @@ pub struct NicInput {
 
 impl NicInput {
     fn new(queue: RxQueue) -> Self {
-        NicInput { queue, mbufs: MbufBurst::new() }
+        NicInput {
+            queue,
+            mbufs: MbufBurst::new(),
+        }
     }
 
     /// Called on the worker's thread before the first poll: a thread that DPDK knows has fast buffer caches.
@@ -268,7 +304,9 @@ struct NicFrame<'a> {
 
 impl<'a> NicBurst<'a> {
     fn of(mbufs: &'a MbufBurst) -> Self {
-        NicBurst { frames: mbufs.iter().take(BURST).map(frame).collect() }
+        NicBurst {
+            frames: mbufs.iter().take(BURST).map(frame).collect(),
+        }
     }
 }
 
@@ -277,8 +315,12 @@ fn frame(mbuf: &Mbuf) -> Result<NicFrame<'_>, InputDrop> {
     let first = segments.next().ok_or(InputDrop::Runt)?;
     let (head, rest) = first.split_at(first.len().min(HEAD_LEN));
     let mut tail = ArrayVec::new();
-    for part in std::iter::once(rest).chain(segments).filter(|part| !part.is_empty()) {
-        tail.try_push(Piece::from(part)).map_err(|_| InputDrop::OverMtu)?;
+    for part in std::iter::once(rest)
+        .chain(segments)
+        .filter(|part| !part.is_empty())
+    {
+        tail.try_push(Piece::from(part))
+            .map_err(|_| InputDrop::OverMtu)?;
     }
     let len = mbuf.len();
     let header = match mbuf.l4_checksum() {
@@ -286,7 +328,12 @@ fn frame(mbuf: &Mbuf) -> Result<NicFrame<'_>, InputDrop> {
         Checksum::Absent => partial(head, len as usize),
         _ => VirtioNetHdr::default(),
     };
-    Ok(NicFrame { header, head, tail, len })
+    Ok(NicFrame {
+        header,
+        head,
+        tail,
+        len,
+    })
 }
 
 /// The request that stands for "the transport checksum is still to be done".
@@ -298,11 +345,13 @@ fn partial(head: &[u8], len: usize) -> VirtioNetHdr {
     };
     let parsed = parse(head, len).ok();
     let field = parsed.and_then(|p| Some((p.l4_offset?, offset(p.l4)?)));
-    field.map_or(VirtioNetHdr::default(), |(csum_start, csum_offset)| VirtioNetHdr {
-        flags: VirtioNetHdr::F_NEEDS_CSUM,
-        csum_start,
-        csum_offset,
-        ..VirtioNetHdr::default()
+    field.map_or(VirtioNetHdr::default(), |(csum_start, csum_offset)| {
+        VirtioNetHdr {
+            flags: VirtioNetHdr::F_NEEDS_CSUM,
+            csum_start,
+            csum_offset,
+            ..VirtioNetHdr::default()
+        }
     })
 }
 
@@ -313,7 +362,12 @@ impl Frames for NicBurst<'_> {
 
     #[inline]
     fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop> {
-        let frame = self.frames.get(i).ok_or(InputDrop::Runt)?.as_ref().map_err(|e| *e)?;
+        let frame = self
+            .frames
+            .get(i)
+            .ok_or(InputDrop::Runt)?
+            .as_ref()
+            .map_err(|e| *e)?;
         Ok(TxFrame {
             header: frame.header,
             head: frame.head,
@@ -363,9 +417,13 @@ impl NicOutput {
         };
         tx.failed = [None; BURST];
         for (i, (frame, edit, offload)) in frames.enumerate() {
-            let sent = finisher.deliver(&frame, edit, &offload, Accepts::default(), |_, parts, tail| {
-                tx.put(i as u8, self.multi_segment, parts, tail)
-            });
+            let sent = finisher.deliver(
+                &frame,
+                edit,
+                &offload,
+                Accepts::default(),
+                |_, parts, tail| tx.put(i as u8, self.multi_segment, parts, tail),
+            );
             if let Some(outcome) = outcomes.get_mut(i) {
                 *outcome = sent;
             }
@@ -478,7 +536,13 @@ mod tests {
         for offset in 0..=11 {
             for len in 0..=11 - offset {
                 let mut room = vec![0; len];
-                let n = copy_at(&[&a, &b, &c], 8, Pieces::from_slice(&pieces), offset, &mut room);
+                let n = copy_at(
+                    &[&a, &b, &c],
+                    8,
+                    Pieces::from_slice(&pieces),
+                    offset,
+                    &mut room,
+                );
                 assert_eq!((n, &room[..]), (len, &whole[offset..offset + len]));
             }
         }

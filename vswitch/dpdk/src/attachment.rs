@@ -5,6 +5,7 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::burst::{BURST, MbufBurst};
+use crate::caps::correct;
 use crate::device::DeviceArg;
 use crate::error::{Errno, PortError};
 use crate::log;
@@ -183,5 +184,7 @@ pub(crate) fn device_info(port: u16) -> Result<dpdk_sys::rte_eth_dev_info, Errno
     let mut info: dpdk_sys::rte_eth_dev_info = unsafe { mem::zeroed() };
     // SAFETY: `info` is writable; a port that does not exist is an error, not undefined.
     check(unsafe { dpdk_sys::rte_eth_dev_info_get(port, &raw mut info) })?;
+    // SAFETY: just filled in, for a device that is attached.
+    unsafe { correct(&mut info) };
     Ok(info)
 }

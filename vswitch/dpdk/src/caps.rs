@@ -8,6 +8,9 @@ use crate::mempool::FRAME_OVERHEAD;
 /// The driver over a packet socket, whose limits are not those it reports.
 pub(crate) const AF_PACKET: &str = "net_af_packet";
 
+/// The driver that makes a tap.
+pub(crate) const TAP: &str = "net_tap";
+
 /// What a device can do; what of it is switched on follows from
 /// [`PortConfig`](crate::PortConfig).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -153,6 +156,23 @@ impl Offloads {
     /// True if frames may ask for something that the driver wants to check first.
     pub(crate) fn prepare(self) -> bool {
         self.tx & TX_PREPARED != 0
+    }
+}
+
+/// Takes away what a driver claims and does badly.
+///
+/// A tap's segmentation is software in the driver, no faster than ours, and the one of DPDK 24.11
+/// sends nothing: it never makes the pools it takes segments from.
+///
+/// # Safety
+///
+/// As for [`Capabilities::new`].
+pub(crate) unsafe fn correct(info: &mut dpdk_sys::rte_eth_dev_info) {
+    // SAFETY: the caller upholds that this is null or the driver's name, a constant.
+    let tap = !info.driver_name.is_null()
+        && unsafe { CStr::from_ptr(info.driver_name) }.to_bytes() == TAP.as_bytes();
+    if tap {
+        info.tx_offload_capa &= !dpdk_sys::DPDK_TX_OFFLOAD_TCP_TSO;
     }
 }
 

@@ -106,8 +106,8 @@ pub struct Eal {
 }
 
 impl Eal {
-    /// Starts DPDK, once per process, which takes some tens of milliseconds: it loads every driver
-    /// that is installed.
+    /// Starts DPDK, once per process. It loads every driver that is installed, which on Debian is
+    /// all of them: about 0.2 s and 20 MiB. Pools come on top.
     ///
     /// The calling thread becomes DPDK's main thread, keeps its CPU affinity, and needs no
     /// [`ThreadGuard`]. Call it from the thread that does control work, before the workers start.

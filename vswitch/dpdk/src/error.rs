@@ -187,6 +187,16 @@ pub enum PortError {
         /// The device's limit.
         max: u16,
     },
+    /// A device whose queues come in pairs.
+    #[error("{device} needs as many transmit as receive queues, not {tx} and {rx}")]
+    UnequalQueues {
+        /// The device argument.
+        device: DeviceArg,
+        /// Requested receive queues.
+        rx: u16,
+        /// Requested transmit queues.
+        tx: u16,
+    },
     /// The MTU is outside what the device takes.
     #[error("{device} takes an MTU of {min} to {max}, not {wanted}{hint}")]
     Mtu {

@@ -13,7 +13,7 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use crate::attachment::{Attachment, State, Steps, check, control, device_info, ports_of};
-use crate::caps::{AF_PACKET, Capabilities, Offloads, ethdev_max_mtu, room_needed};
+use crate::caps::{AF_PACKET, Capabilities, Offloads, TAP, ethdev_max_mtu, room_needed};
 use crate::device::DeviceArg;
 use crate::eal::Eal;
 use crate::error::{Errno, PortError};
@@ -310,6 +310,15 @@ impl Device {
                     max,
                 });
             }
+        }
+        // A tap's queue is one descriptor for both directions.
+        if caps.driver == TAP && config.rx_queues != config.tx_queues {
+            let (rx, tx) = (config.rx_queues, config.tx_queues);
+            return Err(PortError::UnequalQueues {
+                device: device(),
+                rx,
+                tx,
+            });
         }
         let (wanted, min, max) = (config.mtu, caps.min_mtu, caps.max_mtu);
         if !(min..=max).contains(&wanted) {

@@ -28,12 +28,12 @@ fn port_status(name: &str) -> PortStatus {
         mode: config::SocketMode::Server,
         peer_connected: true,
         offered: names(
-            "csum guest_csum guest_tso4 guest_tso6 host_tso4 host_tso6 mrg_rxbuf mq event_idx",
+            "csum guest-csum guest-tso4 guest-tso6 host-tso4 host-tso6 mrg-rxbuf mq event-idx",
         ),
         features: names(
-            "csum guest_csum guest_tso4 guest_tso6 guest_ecn host_tso4 host_tso6 host_ecn mrg_rxbuf status mq event_idx version_1",
+            "csum guest-csum guest-tso4 guest-tso6 guest-ecn host-tso4 host-tso6 host-ecn mrg-rxbuf status mq event-idx version-1",
         ),
-        protocol_features: names("mq reply_ack backend_req config_mem_slots"),
+        protocol_features: names("mq reply-ack backend-req configure-mem-slots"),
         delivered_offloads: names("checksum tso4 tso6"),
         memory: MemoryStatus {
             regions: 2,

@@ -26,7 +26,10 @@ impl Bridge {
 
     /// What workers see of it.
     pub fn spec(&self) -> BridgeSpec {
-        BridgeSpec { mtu: u32::from(self.config.mtu), fdb: self.fdb.table() }
+        BridgeSpec {
+            mtu: u32::from(self.config.mtu),
+            fdb: self.fdb.table(),
+        }
     }
 
     /// Takes up its configuration anew. Static addresses of the old one are forgotten, those of the new one are taken
@@ -48,7 +51,12 @@ impl Bridge {
 
     /// Static addresses of the configuration that are behind this port.
     pub fn pin_static(&mut self, port_name: &str, port: PortRef, now: CoarseSecond) {
-        for entry in self.config.static_macs.iter().filter(|m| m.port == port_name) {
+        for entry in self
+            .config
+            .static_macs
+            .iter()
+            .filter(|m| m.port == port_name)
+        {
             let vid = Vid(entry.vlan.map_or(0, |v| v.get()));
             self.fdb.insert(vid, MacAddr(entry.mac.0), port, now, true);
         }

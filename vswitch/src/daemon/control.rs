@@ -61,7 +61,11 @@ impl Clients {
         if stream.set_nonblocking(true).is_err() {
             return;
         }
-        let free = self.clients.iter().position(Option::is_none).unwrap_or(self.clients.len());
+        let free = self
+            .clients
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.clients.len());
         if free >= CLIENTS {
             let error = RpcError::new(
                 code::LIMIT,
@@ -142,7 +146,9 @@ impl Client {
         loop {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return false,
-                Ok(n) => self.input.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+                Ok(n) => self
+                    .input
+                    .extend_from_slice(chunk.get(..n).unwrap_or_default()),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return true,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return false,
@@ -162,7 +168,10 @@ impl Client {
         }
         (self.input.len() > MAX_LINE).then(|| {
             let message = format!("a line has at most {MAX_LINE} bytes; this one is longer");
-            Err(Box::new(Response::error(Id::Null, RpcError::new(code::INVALID_REQUEST, message))))
+            Err(Box::new(Response::error(
+                Id::Null,
+                RpcError::new(code::INVALID_REQUEST, message),
+            )))
         })
     }
 
@@ -189,7 +198,14 @@ impl Client {
         };
         let Some(id) = request.id else { return };
         let outcome = outcome.map_or_else(rpc::Outcome::Error, rpc::Outcome::Result);
-        self.send(&Response { jsonrpc: Protocol::V2, id, outcome }.to_line());
+        self.send(
+            &Response {
+                jsonrpc: Protocol::V2,
+                id,
+                outcome,
+            }
+            .to_line(),
+        );
     }
 
     fn send(&mut self, line: &str) {
@@ -236,17 +252,32 @@ impl Client {
             ));
         }
         let filter = filter(&params, switch)?;
-        let tap = Tap::new(filter)
-            .map(Arc::new)
-            .map_err(|e| RpcError::new(code::SYSTEM, format!("the capture could not be set up: {e}")))?;
+        let tap = Tap::new(filter).map(Arc::new).map_err(|e| {
+            RpcError::new(
+                code::SYSTEM,
+                format!("the capture could not be set up: {e}"),
+            )
+        })?;
         *captures += 1;
         watch.watch(&*tap, Token::Capture(n));
         switch.add_tap(Arc::clone(&tap));
-        self.capture =
-            Some(Capture { id: *captures, tap, left: params.count, sent: 0, lost: 0 });
+        self.capture = Some(Capture {
+            id: *captures,
+            tap,
+            left: params.count,
+            sent: 0,
+            lost: 0,
+        });
         let all = switch.ports.keys().cloned().collect();
-        let interfaces = if params.ports.is_empty() { all } else { params.ports };
-        to_value(&CaptureStarted { id: *captures, interfaces })
+        let interfaces = if params.ports.is_empty() {
+            all
+        } else {
+            params.ports
+        };
+        to_value(&CaptureStarted {
+            id: *captures,
+            interfaces,
+        })
     }
 
     fn stop_capture(
@@ -257,7 +288,10 @@ impl Client {
     ) -> Result<serde_json::Value, RpcError> {
         let CaptureId { id } = request.params::<methods::CaptureStop>()?;
         if self.capture.as_ref().is_none_or(|c| c.id != id) {
-            return Err(RpcError::new(code::NOT_FOUND, format!("this connection has no capture {id}")));
+            return Err(RpcError::new(
+                code::NOT_FOUND,
+                format!("this connection has no capture {id}"),
+            ));
         }
         self.send_captured(switch, watch);
         let (frames, lost) = self.capture.as_ref().map_or((0, 0), |c| (c.sent, c.lost));
@@ -311,12 +345,17 @@ impl Client {
 }
 
 fn filter(params: &CaptureParams, switch: &Switch) -> Result<Filter, RpcError> {
-    let ports = params.ports.iter().map(|name| Ok(switch.find_port(name)?.at.index));
+    let ports = params
+        .ports
+        .iter()
+        .map(|name| Ok(switch.find_port(name)?.at.index));
     let reasons = params.reasons.iter().map(|name| {
         let all = InputDrop::ALL.iter().map(|r| r.name());
         let mut all = all.chain(OutputDrop::ALL.iter().map(|r| r.name()));
         all.find(|known| known == name).ok_or_else(|| {
-            let message = format!("there is no drop reason \"{name}\"; `vswitchctl counters --all` lists them");
+            let message = format!(
+                "there is no drop reason \"{name}\"; `vswitchctl counters --all` lists them"
+            );
             RpcError::new(code::INVALID_PARAMS, message)
         })
     });

@@ -82,7 +82,10 @@ struct Link {
 
 impl Link {
     fn key(&self, pair: QueuePair) -> QueueKey {
-        QueueKey { port: self.at, queue: pair.0 }
+        QueueKey {
+            port: self.at,
+            queue: pair.0,
+        }
     }
 
     fn with_pair(&self, pair: QueuePair, change: impl FnOnce(&mut PairFacts)) {
@@ -317,11 +320,13 @@ impl GuestPort {
         let config = self.session_config();
         let (theirs, shared, at) = (stream.try_clone()?, Arc::clone(shared), self.at);
         let id = SessionId(self.facts.lock().connections);
-        let thread = std::thread::Builder::new().name("session".into()).spawn(move || {
-            let end = vswitch_vhost::serve(theirs, &config, &mut link);
-            tracing::info!(port = %link.name, reason = %end, "front-end disconnected");
-            shared.report(Report::SessionEnded(at, id, end.to_string()));
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("session".into())
+            .spawn(move || {
+                let end = vswitch_vhost::serve(theirs, &config, &mut link);
+                tracing::info!(port = %link.name, reason = %end, "front-end disconnected");
+                shared.report(Report::SessionEnded(at, id, end.to_string()));
+            })?;
         Ok(Session { id, stream, thread })
     }
 

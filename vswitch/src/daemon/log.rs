@@ -43,7 +43,11 @@ pub fn start(filter: Option<&str>, level: LogLevel) -> Level {
             )
             .init(),
     }
-    Level { handle, fixed: filter.is_some(), now: level }
+    Level {
+        handle,
+        fixed: filter.is_some(),
+        now: level,
+    }
 }
 
 fn name(level: LogLevel) -> &'static str {

@@ -42,11 +42,14 @@ pub(super) fn call(
         methods::PortAdd::NAME => run::<methods::PortAdd>(r, |p| {
             switch.add_port(&p.name, p.port, watch)?;
             let port = port_status(switch.find_port(&p.name)?);
-            Ok(PortAdded { port, survives_restart: false })
+            Ok(PortAdded {
+                port,
+                survives_restart: false,
+            })
         }),
-        methods::PortRemove::NAME => run::<methods::PortRemove>(r, |p| {
-            switch.remove_port(&p.name, watch).map(|()| Done {})
-        }),
+        methods::PortRemove::NAME => {
+            run::<methods::PortRemove>(r, |p| switch.remove_port(&p.name, watch).map(|()| Done {}))
+        }
         methods::PortSet::NAME => run::<methods::PortSet>(r, |p| {
             switch.set_link(&p.name, p.link, watch)?;
             Ok(port_status(switch.find_port(&p.name)?))
@@ -61,7 +64,10 @@ pub(super) fn call(
         methods::ConfigShow::NAME => run::<methods::ConfigShow>(r, |_| config_show(switch)),
         methods::ConfigCheck::NAME => run::<methods::ConfigCheck>(r, |p| {
             let problems = match load(switch, &p) {
-                Ok(_) => ConfigErrors { file: p.file, problems: Vec::new() },
+                Ok(_) => ConfigErrors {
+                    file: p.file,
+                    problems: Vec::new(),
+                },
                 Err(problems) => problems,
             };
             Ok(ConfigChecked { problems })
@@ -76,7 +82,10 @@ pub(super) fn call(
         }),
         other => Err(RpcError::new(
             code::METHOD_NOT_FOUND,
-            format!("there is no method \"{other}\"; there are {}", methods::NAMES.join(", ")),
+            format!(
+                "there is no method \"{other}\"; there are {}",
+                methods::NAMES.join(", ")
+            ),
         )),
     }
 }
@@ -106,7 +115,11 @@ fn show(switch: &Switch) -> Status {
             config_file: switch.file.as_ref().map(|f| f.display().to_string()),
         },
         workers: workers(switch),
-        bridges: switch.bridges.iter().map(|(name, b)| bridge_status(switch, name, b)).collect(),
+        bridges: switch
+            .bridges
+            .iter()
+            .map(|(name, b)| bridge_status(switch, name, b))
+            .collect(),
         ports: switch.ports.values().map(port_status).collect(),
     }
 }
@@ -134,7 +147,11 @@ fn workers(switch: &Switch) -> Vec<WorkerStatus> {
                 crate::worker::BusyPoll::Adaptive => config::BusyPoll::Adaptive,
                 crate::worker::BusyPoll::Never => config::BusyPoll::Never,
             },
-            queues: switch.ports.values().flat_map(|p| queues_of(p, index)).collect(),
+            queues: switch
+                .ports
+                .values()
+                .flat_map(|p| queues_of(p, index))
+                .collect(),
             busy_share: switch.busy_shares.get(index).copied().unwrap_or_default(),
             asleep: handle.vitals.asleep.load(Ordering::Relaxed),
         })
@@ -145,14 +162,22 @@ fn queues_of(port: &Port, worker: usize) -> Vec<WorkerQueue> {
     let queues: Vec<usize> = match &port.attachment {
         Attachment::Guest(guest) => {
             let pairs = guest.facts().pairs;
-            let mine = pairs.iter().enumerate().filter(|(_, p)| p.tx_worker == Some(worker));
+            let mine = pairs
+                .iter()
+                .enumerate()
+                .filter(|(_, p)| p.tx_worker == Some(worker));
             mine.map(|(pair, _)| pair).collect()
         }
         #[cfg(feature = "dpdk")]
         Attachment::Nic(nic) => nic.queues_of(worker),
     };
     let named = queues.into_iter();
-    named.map(|queue| WorkerQueue { port: port.name.to_string(), queue: queue as u16 }).collect()
+    named
+        .map(|queue| WorkerQueue {
+            port: port.name.to_string(),
+            queue: queue as u16,
+        })
+        .collect()
 }
 
 fn port_show(switch: &Switch, name: &str) -> Result<PortDetail, RpcError> {
@@ -160,7 +185,10 @@ fn port_show(switch: &Switch, name: &str) -> Result<PortDetail, RpcError> {
     Ok(PortDetail {
         status: port_status(port),
         config: port.config.clone(),
-        mtu: switch.bridges.get(&port.config.bridge).map_or(1500, |b| b.config.mtu),
+        mtu: switch
+            .bridges
+            .get(&port.config.bridge)
+            .map_or(1500, |b| b.config.mtu),
         origin: port.origin,
     })
 }
@@ -206,15 +234,26 @@ fn port_status(port: &Port) -> PortStatus {
 fn guest_link(port: &Port, guest: &GuestPort) -> Link {
     let facts = guest.facts();
     let socket = guest.config().socket.display();
-    let last = facts.last_end.as_ref().map(|end| format!("; last session: {end}"));
+    let last = facts
+        .last_end
+        .as_ref()
+        .map(|end| format!("; last session: {end}"));
     let last = last.unwrap_or_default();
     let (state, reason) = if let Some(failure) = &port.failure {
         (LinkState::Failed, Some(failure.clone()))
     } else if port.admin == AdminLink::Down {
-        let how = format!("taken down by the operator; `vswitchctl port set {} link up`", port.name);
+        let how = format!(
+            "taken down by the operator; `vswitchctl port set {} link up`",
+            port.name
+        );
         (LinkState::Down, Some(how))
     } else if let Some(error) = &facts.ring_error {
-        (LinkState::Down, Some(format!("{error}; the guest's driver has to start the queue anew")))
+        (
+            LinkState::Down,
+            Some(format!(
+                "{error}; the guest's driver has to start the queue anew"
+            )),
+        )
     } else if facts.up && guest.attached() {
         (LinkState::Up, None)
     } else if guest.attached() {
@@ -233,14 +272,18 @@ fn guest_link(port: &Port, guest: &GuestPort) -> Link {
         }
     };
     let since = epoch_s(facts.since);
-    Link { state, since, reason }
+    Link {
+        state,
+        since,
+        reason,
+    }
 }
 
 fn vhost_status(guest: &GuestPort) -> VhostStatus {
     let facts = guest.facts();
     let attached = guest.attached();
     let negotiated = if attached { facts.virtio } else { 0 };
-        let delivered = [
+    let delivered = [
         (features::NET_GUEST_CSUM, "checksum"),
         (features::NET_GUEST_TSO4, "tso4"),
         (features::NET_GUEST_TSO6, "tso6"),
@@ -258,7 +301,10 @@ fn vhost_status(guest: &GuestPort) -> VhostStatus {
             .filter(|(bit, _)| negotiated >> bit & 1 == 1)
             .map(|(_, name)| (*name).into())
             .collect(),
-        memory: MemoryStatus { regions: facts.memory.0, bytes: facts.memory.1 },
+        memory: MemoryStatus {
+            regions: facts.memory.0,
+            bytes: facts.memory.1,
+        },
         max_queue_pairs: guest.config().queue_pairs,
         queues: facts
             .pairs
@@ -284,7 +330,10 @@ fn counters(switch: &Switch, only: Option<&str>) -> Result<Counters, RpcError> {
         switch.find_port(name)?;
     }
     let mut all = Counters::default();
-    let wanted = switch.ports.iter().filter(|(name, _)| only.is_none_or(|o| o == *name));
+    let wanted = switch
+        .ports
+        .iter()
+        .filter(|(name, _)| only.is_none_or(|o| o == *name));
     for (name, port) in wanted {
         let counts = port_counters(&port.totals());
         all.totals.add(&counts);
@@ -361,7 +410,10 @@ fn no_bridge(switch: &Switch, name: &str) -> RpcError {
     let names: Vec<_> = switch.bridges.keys().map(String::as_str).collect();
     RpcError::new(
         code::NOT_FOUND,
-        format!("there is no bridge \"{name}\"; bridges: {}", names.join(", ")),
+        format!(
+            "there is no bridge \"{name}\"; bridges: {}",
+            names.join(", ")
+        ),
     )
 }
 
@@ -374,7 +426,10 @@ fn fdb_add(switch: &mut Switch, p: &rpc::FdbAddParams) -> Result<Done, RpcError>
     if mac.is_multicast() || mac.is_zero() {
         return Err(RpcError::new(
             code::INVALID_PARAMS,
-            format!("{} is not a station's address; only those have an entry", p.mac),
+            format!(
+                "{} is not a station's address; only those have an entry",
+                p.mac
+            ),
         ));
     }
     let now = switch.now();
@@ -412,7 +467,9 @@ fn fdb_del(switch: &mut Switch, p: &rpc::FdbDelParams) -> Result<Done, RpcError>
     if bridge.fdb.remove(vid_of(p.vlan), MacAddr(p.mac.0)) {
         Ok(Done {})
     } else {
-        let vlan = p.vlan.map_or("the untagged segment".into(), |v| format!("VLAN {v}"));
+        let vlan = p
+            .vlan
+            .map_or("the untagged segment".into(), |v| format!("VLAN {v}"));
         Err(RpcError::new(
             code::NOT_FOUND,
             format!("bridge {name} does not know {} in {vlan}", p.mac),
@@ -437,17 +494,28 @@ fn fdb_flush(switch: &mut Switch, filter: &FdbFilter) -> Result<FdbFlushed, RpcE
                 || filter.vlan.is_some_and(|v| v != e.vid.0)
         });
     }
-    Ok(FdbFlushed { removed: removed as u64 })
+    Ok(FdbFlushed {
+        removed: removed as u64,
+    })
 }
 
 // ---- configuration --------------------------------------------------------------------------------------------------
 
 fn config_show(switch: &Switch) -> Result<ConfigText, RpcError> {
     let text = switch.config.to_yaml().map_err(|e| {
-        RpcError::new(code::INTERNAL, format!("the configuration has no YAML form: {e}"))
+        RpcError::new(
+            code::INTERNAL,
+            format!("the configuration has no YAML form: {e}"),
+        )
     })?;
-    let runtime = switch.ports.values().filter(|p| p.origin == Origin::Runtime);
-    Ok(ConfigText { text, runtime_ports: runtime.map(|p| p.name.to_string()).collect() })
+    let runtime = switch
+        .ports
+        .values()
+        .filter(|p| p.origin == Origin::Runtime);
+    Ok(ConfigText {
+        text,
+        runtime_ports: runtime.map(|p| p.name.to_string()).collect(),
+    })
 }
 
 /// Seconds since the epoch.

@@ -68,7 +68,10 @@ pub(crate) fn secret() -> [u64; 2] {
 pub(crate) fn secret_key() -> [u8; 16] {
     let [a, b] = secret();
     let mut key = [0; 16];
-    for (place, byte) in key.iter_mut().zip(a.to_ne_bytes().into_iter().chain(b.to_ne_bytes())) {
+    for (place, byte) in key
+        .iter_mut()
+        .zip(a.to_ne_bytes().into_iter().chain(b.to_ne_bytes()))
+    {
         *place = byte;
     }
     key
@@ -77,11 +80,19 @@ pub(crate) fn secret_key() -> [u8; 16] {
 /// What the machine allows.
 pub fn environment() -> Environment {
     let cores = rustix::thread::sched_getaffinity(None).ok().map(|set| {
-        (0..rustix::thread::CpuSet::MAX_CPU).filter(|c| set.is_set(*c)).map(|c| c as u32).collect()
+        (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|c| set.is_set(*c))
+            .map(|c| c as u32)
+            .collect()
     });
     let root = rustix::process::geteuid().is_root();
-    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !root).map(PathBuf::from);
-    Environment { allowed_cores: cores, runtime_dir: own }
+    let own = std::env::var_os("XDG_RUNTIME_DIR")
+        .filter(|_| !root)
+        .map(PathBuf::from);
+    Environment {
+        allowed_cores: cores,
+        runtime_dir: own,
+    }
 }
 
 /// The daemon's life. The exit code is 0 after a stop by signal, 1 if it could not start, 2 for a bad configuration.
@@ -99,8 +110,14 @@ pub fn run(cli: &Cli) -> ExitCode {
         }
     };
     if cli.check {
-        let name = file.map_or("the default configuration".into(), |f| f.display().to_string());
-        println!("{name} is fine: {} bridges, {} ports", config.bridges.len(), config.ports.len());
+        let name = file.map_or("the default configuration".into(), |f| {
+            f.display().to_string()
+        });
+        println!(
+            "{name} is fine: {} bridges, {} ports",
+            config.bridges.len(),
+            config.ports.len()
+        );
         return ExitCode::SUCCESS;
     }
     let log = log::start(cli.log.as_deref(), config.log.level);
@@ -117,8 +134,12 @@ fn read_config(file: Option<&Path>, environment: &Environment) -> Result<Config,
     let Some(file) = file else {
         return Ok(Config::default_config(environment));
     };
-    let text = std::fs::read_to_string(file)
-        .map_err(|e| format!("cannot read {}: {e}; name another file with --config", file.display()))?;
+    let text = std::fs::read_to_string(file).map_err(|e| {
+        format!(
+            "cannot read {}: {e}; name another file with --config",
+            file.display()
+        )
+    })?;
     config::load(&text, &file.display().to_string(), environment).map_err(|e| e.to_string())
 }
 
@@ -142,7 +163,8 @@ fn serve(
     let main = Main::new(switch, config, control, log, Arc::clone(&done))
         .map_err(|e| format!("cannot set up the main loop: {e}"))?;
     let outcome = Arc::clone(&main.failure);
-    let mut manager = EventManager::new().map_err(|e| format!("cannot set up the main loop: {e:?}"))?;
+    let mut manager =
+        EventManager::new().map_err(|e| format!("cannot set up the main loop: {e:?}"))?;
     let _main = event_manager::SubscriberOps::add_subscriber(&mut manager, main);
     while !done.load(Ordering::Relaxed) {
         // An interrupted wait is nothing to speak of; anything else would come again at once.
@@ -182,7 +204,10 @@ impl Main {
     ) -> io::Result<Self> {
         let (signals, wake) = UnixStream::pair()?;
         signals.set_nonblocking(true)?;
-        let (hangup, end) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (hangup, end) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
         for (signal, flag) in [(SIGHUP, &hangup), (SIGTERM, &end), (SIGINT, &end)] {
             // The flag first, so that it is up when the pipe wakes the loop.
             signal_hook::flag::register(signal, Arc::clone(flag))?;
@@ -243,7 +268,9 @@ impl Main {
 
     fn reload(&mut self, watch: &mut dyn Watch) {
         let Some(file) = self.switch.file.clone() else {
-            tracing::warn!("SIGHUP, but there is no configuration file: the daemon was started without one");
+            tracing::warn!(
+                "SIGHUP, but there is no configuration file: the daemon was started without one"
+            );
             return;
         };
         let outcome = read_config(Some(&file), &self.switch.environment)
@@ -265,7 +292,11 @@ impl Main {
 
     fn retry_if_needed(&mut self) {
         let again = self.switch.retry();
-        set_timer(&self.retry, if again { RETRY } else { Duration::ZERO }, false);
+        set_timer(
+            &self.retry,
+            if again { RETRY } else { Duration::ZERO },
+            false,
+        );
     }
 
     fn accept_control(&mut self, watch: &mut dyn Watch) {
@@ -327,9 +358,15 @@ impl MutEventSubscriber for Main {
 }
 
 fn set_timer(timer: &OwnedFd, after: Duration, again: bool) {
-    let time = Timespec { tv_sec: after.as_secs() as i64, tv_nsec: i64::from(after.subsec_nanos()) };
+    let time = Timespec {
+        tv_sec: after.as_secs() as i64,
+        tv_nsec: i64::from(after.subsec_nanos()),
+    };
     let interval = if again { time } else { Timespec::default() };
-    let spec = Itimerspec { it_interval: interval, it_value: time };
+    let spec = Itimerspec {
+        it_interval: interval,
+        it_value: time,
+    };
     if let Err(error) = timerfd_settime(timer, TimerfdTimerFlags::empty(), &spec) {
         tracing::error!(%error, "a timer could not be set");
     }

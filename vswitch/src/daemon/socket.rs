@@ -53,7 +53,11 @@ impl Listener {
         permissions: Permissions,
     ) -> Result<Self, SocketError> {
         let fail = |what| {
-            move |source: io::Error| SocketError::System { path: path.into(), what, source }
+            move |source: io::Error| SocketError::System {
+                path: path.into(),
+                what,
+                source,
+            }
         };
         clear_stale(path)?;
         if let Some(folder) = path.parent() {
@@ -63,7 +67,10 @@ impl Listener {
         let address = SocketAddrUnix::new(path).map_err(|e| fail("use this path")(e.into()))?;
         let fd = new_socket().map_err(fail("make a socket"))?;
         rustix::net::bind(&fd, &address).map_err(|e| fail("bind")(e.into()))?;
-        let listener = Listener { listener: UnixListener::from(fd), path: path.into() };
+        let listener = Listener {
+            listener: UnixListener::from(fd),
+            path: path.into(),
+        };
         // Nobody can connect before listen(), so there is no moment with the wrong permissions.
         rustix::fs::chmod(path, Mode::from_raw_mode(permissions.bits()))
             .map_err(|e| fail("set the permissions")(e.into()))?;
@@ -117,7 +124,12 @@ pub fn connect(path: &Path) -> Option<UnixStream> {
 
 fn new_socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
 }
 
 fn clear_stale(path: &Path) -> Result<(), SocketError> {
@@ -139,19 +151,21 @@ fn clear_stale(path: &Path) -> Result<(), SocketError> {
 
 /// Looks user and group up in the machine's files, or takes them as numbers.
 fn resolve(path: &Path, owner: &Owner) -> Result<(Option<Uid>, Option<Gid>), SocketError> {
-    let find = |file: &str, kind: &'static str, name: Option<&str>| -> Result<Option<u32>, SocketError> {
-        let Some(name) = name else { return Ok(None) };
-        if let Ok(id) = name.parse() {
-            return Ok(Some(id));
-        }
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let ids = text.lines().filter_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
-        });
-        let id: Option<u32> = { ids }.next();
-        id.map(Some).ok_or_else(|| SocketError::NoSuchOwner(path.into(), kind, name.into()))
-    };
+    let find =
+        |file: &str, kind: &'static str, name: Option<&str>| -> Result<Option<u32>, SocketError> {
+            let Some(name) = name else { return Ok(None) };
+            if let Ok(id) = name.parse() {
+                return Ok(Some(id));
+            }
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let ids = text.lines().filter_map(|line| {
+                let mut fields = line.split(':');
+                (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+            });
+            let id: Option<u32> = { ids }.next();
+            id.map(Some)
+                .ok_or_else(|| SocketError::NoSuchOwner(path.into(), kind, name.into()))
+        };
     let uid = find("/etc/passwd", "user", owner.user())?;
     let gid = find("/etc/group", "group", owner.group())?;
     Ok((uid.map(Uid::from_raw), gid.map(Gid::from_raw)))
@@ -168,8 +182,14 @@ mod tests {
         let path = dir.path().join("made/on/demand.sock");
         let mode = "0640".parse().unwrap();
         let first = Listener::bind(&path, None, mode).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
-        assert!(matches!(Listener::bind(&path, None, mode), Err(SocketError::InUse(_))));
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
+        assert!(matches!(
+            Listener::bind(&path, None, mode),
+            Err(SocketError::InUse(_))
+        ));
         assert!(connect(&path).is_some() && first.accept().is_some());
         let stale = dir.path().join("stale.sock");
         drop(UnixListener::bind(&stale).unwrap());
@@ -177,7 +197,10 @@ mod tests {
         Listener::bind(&stale, None, mode).unwrap();
         assert!(!stale.exists(), "a listener takes its file with it");
         std::fs::write(&stale, "no socket").unwrap();
-        assert!(matches!(Listener::bind(&stale, None, mode), Err(SocketError::NotASocket(_))));
+        assert!(matches!(
+            Listener::bind(&stale, None, mode),
+            Err(SocketError::NotASocket(_))
+        ));
     }
 
     #[test]
@@ -186,7 +209,10 @@ mod tests {
         let path = dir.path().join("s");
         let owner: Owner = "no-such-user:root".parse().unwrap();
         let error = Listener::bind(&path, Some(&owner), "0600".parse().unwrap()).unwrap_err();
-        assert!(error.to_string().contains("no user \"no-such-user\""), "{error}");
+        assert!(
+            error.to_string().contains("no user \"no-such-user\""),
+            "{error}"
+        );
         assert!(!path.exists());
     }
 }

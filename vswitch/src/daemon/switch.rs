@@ -75,8 +75,11 @@ impl Switch {
             learn: Arc::new(LearnMailbox::new(learn::QUEUE)?),
             reports: Mailbox::new(REPORTS)?,
         });
-        let cores: Vec<_> =
-            config.workers.iter().map(|w| (w.core, busy_poll(w.busy_poll))).collect();
+        let cores: Vec<_> = config
+            .workers
+            .iter()
+            .map(|w| (w.core, busy_poll(w.busy_poll)))
+            .collect();
         let workers = Workers::start(&cores, &shared)?;
         Ok(Switch {
             environment,
@@ -125,13 +128,22 @@ impl Switch {
             ));
         }
         let (mut added, waiting) = self.prepare(&new)?;
-        let gone: Vec<_> =
-            self.config.ports.keys().filter(|name| !new.ports.contains_key(*name)).cloned().collect();
+        let gone: Vec<_> = self
+            .config
+            .ports
+            .keys()
+            .filter(|name| !new.ports.contains_key(*name))
+            .cloned()
+            .collect();
         for name in gone {
             self.take_out(&name, watch);
         }
         self.apply_bridges(&new);
-        added.extend(waiting.iter().filter_map(|name| self.make_or_report(name, &new)));
+        added.extend(
+            waiting
+                .iter()
+                .filter_map(|name| self.make_or_report(name, &new)),
+        );
         for (name, wanted) in &new.ports {
             if self.config.ports.get(name).is_some_and(|old| old != wanted) {
                 self.change_port(name, &new, &plan, watch);
@@ -170,7 +182,11 @@ impl Switch {
     /// device of a port that goes or changes have to wait for it, and are returned by name.
     fn prepare(&mut self, new: &Config) -> Result<(Vec<Port>, Vec<String>), RpcError> {
         let (mut added, mut waiting) = (Vec::new(), Vec::new());
-        let moving = self.config.ports.iter().filter(|(name, old)| new.ports.get(*name) != Some(*old));
+        let moving = self
+            .config
+            .ports
+            .iter()
+            .filter(|(name, old)| new.ports.get(*name) != Some(*old));
         let held: Vec<_> = moving.map(|(_, old)| resource(old).to_owned()).collect();
         for (name, wanted) in &new.ports {
             if self.config.ports.contains_key(name) {
@@ -198,26 +214,32 @@ impl Switch {
         let wanted = new.ports.get(name)?.clone();
         let mtu = mtu_of(new, &wanted);
         self.make_port(name, wanted, Origin::File, mtu)
-            .inspect_err(|error| tracing::error!(port = name, %error, "the port could not be opened"))
+            .inspect_err(
+                |error| tracing::error!(port = name, %error, "the port could not be opened"),
+            )
             .ok()
     }
 
     fn apply_bridges(&mut self, new: &Config) {
-        self.bridges.retain(|name, _| new.bridges.contains_key(name));
+        self.bridges
+            .retain(|name, _| new.bridges.contains_key(name));
         for (name, wanted) in &new.bridges {
             if let Some(bridge) = self.bridges.get_mut(name) {
                 if bridge.config != *wanted {
                     bridge.reconfigure(wanted.clone());
                 }
             } else if let Some(index) = self.free_bridge() {
-                self.bridges.insert(name.clone(), Bridge::new(index, wanted.clone()));
+                self.bridges
+                    .insert(name.clone(), Bridge::new(index, wanted.clone()));
             }
         }
     }
 
     fn free_bridge(&self) -> Option<BridgeIndex> {
         let taken = |index| self.bridges.values().any(|b| b.index == index);
-        (0..MAX_BRIDGES as u16).map(BridgeIndex).find(|index| !taken(*index))
+        (0..MAX_BRIDGES as u16)
+            .map(BridgeIndex)
+            .find(|index| !taken(*index))
     }
 
     fn change_port(&mut self, name: &str, new: &Config, plan: &Plan, watch: &mut dyn Watch) {
@@ -260,7 +282,9 @@ impl Switch {
         if self.ports.contains_key(name) {
             return Err(RpcError::new(
                 code::EXISTS,
-                format!("there is a port \"{name}\" already; choose another name, or remove it first"),
+                format!(
+                    "there is a port \"{name}\" already; choose another name, or remove it first"
+                ),
             ));
         }
         let mut all = self.config.clone();
@@ -270,7 +294,10 @@ impl Switch {
         let all = config::add_port(&all, name, wanted, &self.environment)
             .map_err(|e| RpcError::config(&e))?;
         let Some(wanted) = all.ports.get(name).cloned() else {
-            return Err(RpcError::new(code::INTERNAL, "the port is not in its own configuration"));
+            return Err(RpcError::new(
+                code::INTERNAL,
+                "the port is not in its own configuration",
+            ));
         };
         let mtu = mtu_of(&self.config, &wanted);
         let port = self.make_port(name, wanted, Origin::Runtime, mtu)?;
@@ -328,8 +355,15 @@ impl Switch {
     pub fn find_port(&self, name: &str) -> Result<&Port, RpcError> {
         self.ports.get(name).ok_or_else(|| {
             let names: Vec<_> = self.ports.keys().map(String::as_str).take(12).collect();
-            let known = if names.is_empty() { "there are none".into() } else { names.join(", ") };
-            RpcError::new(code::NOT_FOUND, format!("there is no port \"{name}\"; ports: {known}"))
+            let known = if names.is_empty() {
+                "there are none".into()
+            } else {
+                names.join(", ")
+            };
+            RpcError::new(
+                code::NOT_FOUND,
+                format!("there is no port \"{name}\"; ports: {known}"),
+            )
         })
     }
 
@@ -350,21 +384,25 @@ impl Switch {
         let made = match &wanted.kind {
             PortKind::VhostUser(vhost) => {
                 let mut guest = GuestPort::new(at, Arc::clone(&name), vhost.clone(), mtu);
-                let opened = if wanted.link == AdminLink::Up { guest.open() } else { Ok(()) };
+                let opened = if wanted.link == AdminLink::Up {
+                    guest.open()
+                } else {
+                    Ok(())
+                };
                 opened
                     .map(|()| Attachment::Guest(guest))
                     .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
             }
             #[cfg(feature = "dpdk")]
-            PortKind::Dpdk(dpdk) => {
-                crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu, self.workers.handles().len())
-                    .map(Attachment::Nic)
-                    .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
-            }
+            PortKind::Dpdk(dpdk) => crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu)
+                .map(Attachment::Nic)
+                .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}"))),
             #[cfg(not(feature = "dpdk"))]
             PortKind::Dpdk(_) => Err(RpcError::new(
                 code::UNSUPPORTED,
-                format!("port \"{name}\": this vswitchd was built without DPDK; build it with the feature `dpdk`"),
+                format!(
+                    "port \"{name}\": this vswitchd was built without DPDK; build it with the feature `dpdk`"
+                ),
             )),
         };
         match made {
@@ -396,7 +434,11 @@ impl Switch {
         // Before its first frame: a worker looks frames' ports up in the snapshot.
         self.publish();
         #[cfg(feature = "dpdk")]
-        if let Some(Port { attachment: Attachment::Nic(nic), .. }) = self.ports.get_mut(&name) {
+        if let Some(Port {
+            attachment: Attachment::Nic(nic),
+            ..
+        }) = self.ports.get_mut(&name)
+        {
             nic.start(at, &self.workers);
         }
         tracing::info!(port = name, "port added");
@@ -424,7 +466,11 @@ impl Switch {
     }
 
     fn take_place(&mut self) -> Result<PortRef, RpcError> {
-        let free = self.places.iter_mut().enumerate().find(|(_, place)| !place.taken);
+        let free = self
+            .places
+            .iter_mut()
+            .enumerate()
+            .find(|(_, place)| !place.taken);
         let Some((index, place)) = free else {
             return Err(RpcError::new(
                 code::LIMIT,
@@ -433,7 +479,10 @@ impl Switch {
         };
         place.taken = true;
         place.incarnation = (place.incarnation + 1) & 0x7fff;
-        Ok(PortRef { index: PortIndex(index as u16), incarnation: place.incarnation })
+        Ok(PortRef {
+            index: PortIndex(index as u16),
+            incarnation: place.incarnation,
+        })
     }
 
     fn free_place(&mut self, at: PortRef) {
@@ -452,7 +501,12 @@ impl Switch {
                 *place = Some(bridge.spec());
             }
         }
-        let places = self.ports.values().map(|p| usize::from(p.at.index.0) + 1).max().unwrap_or(0);
+        let places = self
+            .ports
+            .values()
+            .map(|p| usize::from(p.at.index.0) + 1)
+            .max()
+            .unwrap_or(0);
         let mut ports: Vec<_> = (0..places).map(|_| None).collect();
         for port in self.ports.values() {
             if let Some(bridge) = self.bridges.get(&port.config.bridge)
@@ -462,7 +516,9 @@ impl Switch {
             }
         }
         let capture = (!self.taps.is_empty()).then(|| Arc::new(Taps(self.taps.clone())));
-        self.shared.snapshot.store(Arc::new(Snapshot::new(ports, bridges, capture)));
+        self.shared
+            .snapshot
+            .store(Arc::new(Snapshot::new(ports, bridges, capture)));
     }
 
     /// Starts to show frames to a capture.
@@ -575,12 +631,17 @@ fn resource(port: &config::Port) -> &std::ffi::OsStr {
 }
 
 fn mtu_of(config: &Config, port: &config::Port) -> u16 {
-    config.bridges.get(&port.bridge).map_or_else(|| config::Bridge::default().mtu, |b| b.mtu)
+    config
+        .bridges
+        .get(&port.bridge)
+        .map_or_else(|| config::Bridge::default().mtu, |b| b.mtu)
 }
 
 fn open(index: PortIndex, guest: &mut GuestPort, watch: &mut dyn Watch) -> Result<(), RpcError> {
     if guest.closed() {
-        guest.open().map_err(|e| RpcError::new(code::SYSTEM, e.to_string()))?;
+        guest
+            .open()
+            .map_err(|e| RpcError::new(code::SYSTEM, e.to_string()))?;
         if let Some(listener) = guest.listener() {
             watch.watch(listener, Token::Port(index));
         }

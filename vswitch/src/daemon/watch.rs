@@ -90,7 +90,11 @@ impl Watch for EventOps<'_> {
     }
 
     fn watch_writable(&mut self, fd: &dyn AsRawFd, token: Token, writable: bool) {
-        let set = if writable { EventSet::IN | EventSet::OUT } else { EventSet::IN };
+        let set = if writable {
+            EventSet::IN | EventSet::OUT
+        } else {
+            EventSet::IN
+        };
         let events = Events::with_data(&Raw(fd.as_raw_fd()), token.to_data(), set);
         if let Err(error) = self.modify(events) {
             tracing::error!(?token, ?error, "the main loop cannot wait for a descriptor");

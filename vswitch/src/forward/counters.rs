@@ -133,7 +133,10 @@ impl Count {
     #[inline]
     pub fn add(&self, n: u64) {
         // Not fetch_add: there is one writer, and a locked instruction a packet is what we are here to avoid.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
     }
     /// The value.
     pub fn get(&self) -> u64 {

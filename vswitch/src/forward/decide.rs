@@ -44,7 +44,11 @@ impl Ethernet {
 
     /// Bytes in front of the layer 3 packet.
     pub fn len(&self) -> usize {
-        if self.tci.is_some() { ETHERNET + 4 } else { ETHERNET }
+        if self.tci.is_some() {
+            ETHERNET + 4
+        } else {
+            ETHERNET
+        }
     }
 }
 
@@ -91,14 +95,22 @@ pub fn decide(
     if eth.dst.0.starts_with(&LINK_LOCAL) && eth.dst.0[5] <= 0x0f {
         return Err(InputDrop::LinkLocal);
     }
-    let vid = ingress.vlan.classify(eth.tci).ok_or(InputDrop::VlanNotAllowed)?;
+    let vid = ingress
+        .vlan
+        .classify(eth.tci)
+        .ok_or(InputDrop::VlanNotAllowed)?;
     let learn = ingress.learning && !bridge.fdb.seen(vid, eth.src, ingress.at, now);
     let to = match destination(snapshot, bridge, vid, eth.dst) {
         Some(port) if port.index == ingress.at.index => return Err(InputDrop::Reflection),
         Some(port) => Destination::Port(port.index),
         None => Destination::Flood,
     };
-    Ok(Verdict { to, vid, tci: eth.tci, learn: learn.then_some(eth.src) })
+    Ok(Verdict {
+        to,
+        vid,
+        tci: eth.tci,
+        learn: learn.then_some(eth.src),
+    })
 }
 
 /// The one port a destination is known to be behind, if that port is still there and carries the VLAN.
@@ -125,7 +137,10 @@ mod tests {
 
     fn port(n: u16, vlan: VlanRule) -> Option<PortSpec> {
         Some(PortSpec {
-            at: PortRef { index: PortIndex(n), incarnation: 0 },
+            at: PortRef {
+                index: PortIndex(n),
+                incarnation: 0,
+            },
             name: format!("p{n}").into(),
             bridge: BridgeIndex(0),
             vlan,
@@ -143,7 +158,10 @@ mod tests {
             port(1, VlanRule::open()),
             port(2, VlanRule::access(v(10))),
         ];
-        let bridge = BridgeSpec { mtu: 1500, fdb: fdb.table() };
+        let bridge = BridgeSpec {
+            mtu: 1500,
+            fdb: fdb.table(),
+        };
         Snapshot::new(ports, vec![Some(bridge)], None)
     }
 
@@ -171,21 +189,33 @@ mod tests {
         let mut fdb = FdbWriter::new(16, [1, 1]);
         let s = switch(&fdb);
         let v = ask(&s, 0, &frame(B, A, None), 64).unwrap();
-        assert_eq!((v.to, v.vid, v.learn), (Destination::Flood, Vid(0), Some(MacAddr(A))));
+        assert_eq!(
+            (v.to, v.vid, v.learn),
+            (Destination::Flood, Vid(0), Some(MacAddr(A)))
+        );
         let b_at = s.port(PortIndex(1)).unwrap().at;
         fdb.insert(Vid(0), MacAddr(B), b_at, NOW, false);
         let v = ask(&s, 0, &frame(B, A, None), 64).unwrap();
         assert_eq!(v.to, Destination::Port(PortIndex(1)));
-        assert_eq!(ask(&s, 1, &frame(B, A, None), 64), Err(InputDrop::Reflection));
+        assert_eq!(
+            ask(&s, 1, &frame(B, A, None), 64),
+            Err(InputDrop::Reflection)
+        );
     }
 
     #[test]
     fn an_entry_of_a_removed_port_is_not_believed() {
         let mut fdb = FdbWriter::new(16, [1, 1]);
         let s = switch(&fdb);
-        let gone = PortRef { index: PortIndex(1), incarnation: 9 };
+        let gone = PortRef {
+            index: PortIndex(1),
+            incarnation: 9,
+        };
         fdb.insert(Vid(0), MacAddr(B), gone, NOW, false);
-        assert_eq!(ask(&s, 0, &frame(B, A, None), 64).unwrap().to, Destination::Flood);
+        assert_eq!(
+            ask(&s, 0, &frame(B, A, None), 64).unwrap().to,
+            Destination::Flood
+        );
     }
 
     #[test]
@@ -194,14 +224,32 @@ mod tests {
         let s = switch(&fdb);
         let ok = frame(B, A, None);
         assert_eq!(ask(&s, 0, &ok[..13], 13), Err(InputDrop::Runt));
-        assert_eq!(ask(&s, 0, &frame(B, A, Some(5))[..15], 15), Err(InputDrop::Runt));
+        assert_eq!(
+            ask(&s, 0, &frame(B, A, Some(5))[..15], 15),
+            Err(InputDrop::Runt)
+        );
         assert_eq!(ask(&s, 0, &ok, 1515), Err(InputDrop::OverMtu));
         assert!(ask(&s, 0, &ok, 1514).is_ok());
-        assert!(ask(&s, 0, &frame(B, A, Some(5)), 1518).is_ok(), "the tag is not part of the MTU");
-        assert_eq!(ask(&s, 0, &frame(B, [3, 0, 0, 0, 0, 1], None), 64), Err(InputDrop::InvalidSource));
-        assert_eq!(ask(&s, 0, &frame(B, [0; 6], None), 64), Err(InputDrop::InvalidSource));
+        assert!(
+            ask(&s, 0, &frame(B, A, Some(5)), 1518).is_ok(),
+            "the tag is not part of the MTU"
+        );
+        assert_eq!(
+            ask(&s, 0, &frame(B, [3, 0, 0, 0, 0, 1], None), 64),
+            Err(InputDrop::InvalidSource)
+        );
+        assert_eq!(
+            ask(&s, 0, &frame(B, [0; 6], None), 64),
+            Err(InputDrop::InvalidSource)
+        );
         let lldp = [1, 0x80, 0xc2, 0, 0, 0x0e];
-        assert_eq!(ask(&s, 0, &frame(lldp, A, None), 64), Err(InputDrop::LinkLocal));
-        assert_eq!(ask(&s, 2, &frame(B, A, Some(10)), 64), Err(InputDrop::VlanNotAllowed));
+        assert_eq!(
+            ask(&s, 0, &frame(lldp, A, None), 64),
+            Err(InputDrop::LinkLocal)
+        );
+        assert_eq!(
+            ask(&s, 2, &frame(B, A, Some(10)), 64),
+            Err(InputDrop::VlanNotAllowed)
+        );
     }
 }

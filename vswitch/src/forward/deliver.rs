@@ -90,7 +90,12 @@ impl Forwarder {
                     Err(reason) => (Direction::Drop, Some(reason.name())),
                 };
                 let seen = self.seen(i, &frame, [frame.head, &[], &[]], 0);
-                taps.show((ctx.ingress.at.index, &ctx.ingress.name), direction, reason, seen);
+                taps.show(
+                    (ctx.ingress.at.index, &ctx.ingress.name),
+                    direction,
+                    reason,
+                    seen,
+                );
             }
         }
         while let Some((output, list)) = self.groups.pop() {
@@ -109,7 +114,10 @@ impl Forwarder {
         if !ctx.ingress.admin_up {
             return Err(InputDrop::PortDown);
         }
-        let bridge = ctx.snapshot.bridge(ctx.ingress.bridge).ok_or(InputDrop::NoOutput)?;
+        let bridge = ctx
+            .snapshot
+            .bridge(ctx.ingress.bridge)
+            .ok_or(InputDrop::NoOutput)?;
         let offload = if frame.header.flags | frame.header.gso_type == 0 {
             Offload::default()
         } else {
@@ -117,7 +125,14 @@ impl Forwarder {
                 .map_err(|_| InputDrop::BadOffload)?
         };
         let packet_len = offload.wire_len(frame.len as usize);
-        let verdict = decide(ctx.snapshot, bridge, ctx.ingress, frame.head, packet_len, ctx.now)?;
+        let verdict = decide(
+            ctx.snapshot,
+            bridge,
+            ctx.ingress,
+            frame.head,
+            packet_len,
+            ctx.now,
+        )?;
         if let Some(slot) = self.offloads.get_mut(usize::from(i)) {
             *slot = offload;
         }
@@ -157,7 +172,11 @@ impl Forwarder {
                 }
             }
         }
-        if copies == 0 { Err(InputDrop::NoOutput) } else { Ok(copies) }
+        if copies == 0 {
+            Err(InputDrop::NoOutput)
+        } else {
+            Ok(copies)
+        }
     }
 
     #[inline]
@@ -172,7 +191,10 @@ impl Forwarder {
         let len = frame.len as usize;
         let queue = steer::queue(&port.output, self.worker, vid, frame.head, len);
         let output = port.first_output.queue(queue);
-        let filed = Filed { frame: i, edit: port.vlan.edit(vid, tci) };
+        let filed = Filed {
+            frame: i,
+            edit: port.vlan.edit(vid, tci),
+        };
         u64::from(self.groups.file(output, filed))
     }
 
@@ -203,11 +225,16 @@ impl Forwarder {
                 }
                 #[cfg(feature = "dpdk")]
                 Output::Nic(nic) => {
-                    nic.send(queue, list.iter().filter_map(|f| {
-                        let frame = frames.get(usize::from(f.frame)).ok()?;
-                        let offload = self.offloads.get(usize::from(f.frame))?;
-                        Some((frame, f.edit, *offload))
-                    }), &mut self.finisher, &mut outcomes);
+                    nic.send(
+                        queue,
+                        list.iter().filter_map(|f| {
+                            let frame = frames.get(usize::from(f.frame)).ok()?;
+                            let offload = self.offloads.get(usize::from(f.frame))?;
+                            Some((frame, f.edit, *offload))
+                        }),
+                        &mut self.finisher,
+                        &mut outcomes,
+                    );
                 }
             }
         }
@@ -253,13 +280,15 @@ impl Forwarder {
             let (Ok(frame), Some(offload)) = (frames.get(i), self.offloads.get(i)) else {
                 continue;
             };
-            *outcome = self.finisher.deliver(&frame, filed.edit, offload, accepts, |h, parts, tail| {
-                burst.put(h, parts, tail).map_err(|e| match e {
-                    RxError::Full => OutputDrop::RingFull,
-                    RxError::TooBig => OutputDrop::BufferTooSmall,
-                    RxError::Malformed(_) => OutputDrop::MalformedBuffer,
-                })
-            });
+            *outcome =
+                self.finisher
+                    .deliver(&frame, filed.edit, offload, accepts, |h, parts, tail| {
+                        burst.put(h, parts, tail).map_err(|e| match e {
+                            RxError::Full => OutputDrop::RingFull,
+                            RxError::TooBig => OutputDrop::BufferTooSmall,
+                            RxError::Malformed(_) => OutputDrop::MalformedBuffer,
+                        })
+                    });
         }
         burst.finish();
         if ring.signal().unwrap_or(false) {
@@ -275,7 +304,11 @@ impl Forwarder {
         shift: i8,
     ) -> capture::Seen<'a> {
         let offload = self.offloads.get(i).map(|o| (o, shift));
-        capture::Seen { parts, tail: frame.tail, offload }
+        capture::Seen {
+            parts,
+            tail: frame.tail,
+            offload,
+        }
     }
 }
 
@@ -292,6 +325,17 @@ pub struct Sent {
 pub type Outcomes = ArrayVec<Result<Sent, OutputDrop>, BURST>;
 
 fn accepts(ring: &RxRing) -> Accepts {
-    let RxFeatures { csum, tso4, tso6, ecn, .. } = ring.accepts();
-    Accepts { csum, tso4, tso6, ecn }
+    let RxFeatures {
+        csum,
+        tso4,
+        tso6,
+        ecn,
+        ..
+    } = ring.accepts();
+    Accepts {
+        csum,
+        tso4,
+        tso6,
+        ecn,
+    }
 }

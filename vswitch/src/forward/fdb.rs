@@ -97,8 +97,8 @@ pub struct Fdb {
 
 impl Fdb {
     fn new(limit: usize, seed: [u64; 2]) -> Self {
-        // Half full at the limit: two choices of four ways then practically always find room.
-        let count = (limit.max(8) * 2 / WAYS).next_power_of_two();
+        // Half full at the limit, and never tiny: the emptier of two buckets of four then practically always has room.
+        let count = (limit * 2 / WAYS).next_power_of_two().max(256);
         Fdb {
             buckets: (0..count).map(|_| Bucket::default()).collect(),
             mask: count - 1,
@@ -112,7 +112,10 @@ impl Fdb {
         let product = u128::from(key.0 ^ self.seed[0]) * u128::from(self.seed[1]);
         let h = (product as u64) ^ (product >> 64) as u64;
         let h = h.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        [(h >> 40) as usize & self.mask, (h >> 16) as usize & self.mask]
+        [
+            (h >> 40) as usize & self.mask,
+            (h >> 16) as usize & self.mask,
+        ]
     }
 
     #[inline]
@@ -266,21 +269,29 @@ impl FdbWriter {
         if self.len >= self.limit && !self.evict() {
             return Learned::Refused;
         }
-        for b in self.table.buckets_of(key) {
-            let Some(bucket) = self.table.buckets.get(b) else {
-                continue;
-            };
-            for (k, v) in bucket.keys.iter().zip(&bucket.values) {
-                if k.load(Ordering::Relaxed) == 0 {
-                    v.store(value.0, Ordering::Release);
-                    k.store(key.0, Ordering::Release);
-                    self.len += 1;
-                    *self.per_port.entry(port).or_default() += 1;
-                    return Learned::New;
-                }
-            }
-        }
-        Learned::Refused
+        let table = Arc::clone(&self.table);
+        let candidates = table
+            .buckets_of(key)
+            .into_iter()
+            .filter_map(|b| table.buckets.get(b));
+        let free = |b: &&Bucket| {
+            b.keys
+                .iter()
+                .filter(|k| k.load(Ordering::Relaxed) == 0)
+                .count()
+        };
+        let slots = candidates
+            .max_by_key(free)
+            .map(|b| b.keys.iter().zip(&b.values));
+        let Some((k, v)) = slots.and_then(|mut s| s.find(|(k, _)| k.load(Ordering::Relaxed) == 0))
+        else {
+            return Learned::Refused;
+        };
+        v.store(value.0, Ordering::Release);
+        k.store(key.0, Ordering::Release);
+        self.len += 1;
+        *self.per_port.entry(port).or_default() += 1;
+        Learned::New
     }
 
     /// Removes one entry; false if it was not there.
@@ -313,14 +324,16 @@ impl FdbWriter {
         ageing: u32,
         alive: impl Fn(PortRef) -> bool,
     ) -> usize {
-        self.retain(|e| {
-            alive(e.port) && (e.is_static || now.0.saturating_sub(e.seen.0) < ageing)
-        })
+        self.retain(|e| alive(e.port) && (e.is_static || now.0.saturating_sub(e.seen.0) < ageing))
     }
 
     /// All entries, in no order.
     pub fn entries(&self) -> Vec<Entry> {
-        let slots = self.table.buckets.iter().flat_map(|b| b.keys.iter().zip(&b.values));
+        let slots = self
+            .table
+            .buckets
+            .iter()
+            .flat_map(|b| b.keys.iter().zip(&b.values));
         slots.filter_map(|(k, v)| entry_of(k, v)).collect()
     }
 
@@ -385,7 +398,10 @@ mod tests {
         MacAddr([2, b[3], b[4], b[5], b[6], b[7]])
     }
     fn port(n: u16) -> PortRef {
-        PortRef { index: PortIndex(n), incarnation: 1 }
+        PortRef {
+            index: PortIndex(n),
+            incarnation: 1,
+        }
     }
     const NOW: CoarseSecond = CoarseSecond(1000);
     const V: Vid = Vid(7);
@@ -398,10 +414,20 @@ mod tests {
         assert_eq!(w.insert(V, mac(1), port(1), NOW, false), Learned::New);
         assert_eq!(t.lookup(V, mac(1)), Some(port(1)));
         assert_eq!(t.lookup(Vid(8), mac(1)), None, "VLANs are apart");
-        assert_eq!(w.insert(V, mac(1), port(2), NOW, false), Learned::Moved { from: port(1) });
-        assert!(!t.seen(V, mac(1), port(1), NOW), "a move is the writer's to decide");
+        assert_eq!(
+            w.insert(V, mac(1), port(2), NOW, false),
+            Learned::Moved { from: port(1) }
+        );
+        assert!(
+            !t.seen(V, mac(1), port(1), NOW),
+            "a move is the writer's to decide"
+        );
         assert!(t.seen(V, mac(1), port(2), CoarseSecond(1200)));
-        assert_eq!(w.age(CoarseSecond(1400), 300, |_| true), 0, "seeing it kept it young");
+        assert_eq!(
+            w.age(CoarseSecond(1400), 300, |_| true),
+            0,
+            "seeing it kept it young"
+        );
         assert_eq!(w.age(CoarseSecond(1500), 300, |_| true), 1);
         assert!(w.is_empty() && t.lookup(V, mac(1)).is_none());
     }
@@ -411,9 +437,16 @@ mod tests {
         let mut w = FdbWriter::new(16, [1, 2]);
         w.insert(V, mac(1), port(1), NOW, true);
         assert_eq!(w.insert(V, mac(1), port(2), NOW, false), Learned::Refused);
-        assert!(w.table().seen(V, mac(1), port(2), NOW), "traffic has nothing to report");
+        assert!(
+            w.table().seen(V, mac(1), port(2), NOW),
+            "traffic has nothing to report"
+        );
         assert_eq!(w.age(CoarseSecond(u32::MAX), 1, |_| true), 0);
-        assert_eq!(w.age(NOW, 1, |p| p != port(1)), 1, "but they go with their port");
+        assert_eq!(
+            w.age(NOW, 1, |p| p != port(1)),
+            1,
+            "but they go with their port"
+        );
     }
 
     #[test]

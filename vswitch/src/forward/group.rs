@@ -65,9 +65,21 @@ mod tests {
         g.reserve(3);
         for frame in 0..BURST as u8 {
             let output = OutputIndex(u32::from(frame) % 2 * 2);
-            assert!(g.file(output, Filed { frame, edit: HeadEdit::None }));
+            assert!(g.file(
+                output,
+                Filed {
+                    frame,
+                    edit: HeadEdit::None
+                }
+            ));
         }
-        assert!(!g.file(OutputIndex(3), Filed { frame: 0, edit: HeadEdit::None }));
+        assert!(!g.file(
+            OutputIndex(3),
+            Filed {
+                frame: 0,
+                edit: HeadEdit::None
+            }
+        ));
         let mut seen = 0;
         while let Some((output, list)) = g.pop() {
             let frames: Vec<_> = list.iter().map(|f| f.frame).collect();

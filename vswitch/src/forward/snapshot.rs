@@ -73,7 +73,12 @@ impl Snapshot {
                 })
             })
             .collect();
-        Snapshot { ports, bridges, outputs, capture }
+        Snapshot {
+            ports,
+            bridges,
+            outputs,
+            capture,
+        }
     }
 
     /// The port in this place.
@@ -228,7 +233,10 @@ impl GuestQueues {
     /// The pair for a flow.
     #[inline]
     pub fn select(&self, key: &FlowKey) -> u16 {
-        self.table.load().select(self.hasher.hash(key)).map_or(0, |target| target.0)
+        self.table
+            .load()
+            .select(self.hasher.hash(key))
+            .map_or(0, |target| target.0)
     }
 
     /// Puts a ring in its place, or takes it away. When this returns no worker is writing to what was there.

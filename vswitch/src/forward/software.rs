@@ -24,7 +24,10 @@ pub struct Finisher {
 
 impl Default for Finisher {
     fn default() -> Self {
-        Finisher { frame: Vec::with_capacity(LARGEST), segment_head: [0; HEAD_LEN] }
+        Finisher {
+            frame: Vec::with_capacity(LARGEST),
+            segment_head: [0; HEAD_LEN],
+        }
     }
 }
 
@@ -47,7 +50,10 @@ impl Finisher {
         };
         edit.adjust(&mut header);
         put(&header, &parts, frame.tail)?;
-        Ok(Sent { packets: 1, bytes: frame.len.saturating_add_signed(i32::from(shift)) })
+        Ok(Sent {
+            packets: 1,
+            bytes: frame.len.saturating_add_signed(i32::from(shift)),
+        })
     }
 
     /// The slow path.
@@ -76,7 +82,10 @@ impl Finisher {
                 complete_checksum(&mut self.frame, csum);
             }
             put(&plain, &[&self.frame], Pieces::empty())?;
-            return Ok(Sent { packets: 1, bytes: len as u32 });
+            return Ok(Sent {
+                packets: 1,
+                bytes: len as u32,
+            });
         }
         let checksums = Checksums::Complete { frame: &self.frame };
         let mut segments = self
@@ -84,11 +93,15 @@ impl Finisher {
             .get(..len.min(HEAD_LEN))
             .and_then(|head| Segmenter::new(head, offload, checksums))
             .ok_or(OutputDrop::OffloadFailed)?;
-        let mut sent = Sent { packets: 0, bytes: 0 };
+        let mut sent = Sent {
+            packets: 0,
+            bytes: 0,
+        };
         while let Some(segment) = segments.next_segment(&mut self.segment_head) {
-            let (Some(header), Some(payload)) =
-                (self.segment_head.get(..segment.header_len), self.frame.get(segment.payload))
-            else {
+            let (Some(header), Some(payload)) = (
+                self.segment_head.get(..segment.header_len),
+                self.frame.get(segment.payload),
+            ) else {
                 return Err(OutputDrop::OffloadFailed);
             };
             let bytes = payload.len();

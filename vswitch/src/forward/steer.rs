@@ -14,9 +14,7 @@ use super::snapshot::Output;
 pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) -> u16 {
     match output {
         Output::Guest(queues) if queues.active() < 2 => 0,
-        Output::Guest(queues) => {
-            flow_key(vid, head, len).map_or(0, |key| queues.select(&key))
-        }
+        Output::Guest(queues) => flow_key(vid, head, len).map_or(0, |key| queues.select(&key)),
         // A NIC's queues are for its senders: each worker has its own, so a flow stays on one.
         #[cfg(feature = "dpdk")]
         Output::Nic(nic) => (worker % usize::from(nic.queues().max(1))) as u16,
@@ -27,8 +25,14 @@ pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) 
 pub fn flow_key(vid: Vid, head: &[u8], len: usize) -> Option<FlowKey> {
     let parsed = parse(head, len).ok()?;
     let addresses = match &parsed.l3 {
-        L3::Ipv4(ip) => Addresses::V4 { src: ip.src.octets(), dst: ip.dst.octets() },
-        L3::Ipv6(ip) => Addresses::V6 { src: ip.src.octets(), dst: ip.dst.octets() },
+        L3::Ipv4(ip) => Addresses::V4 {
+            src: ip.src.octets(),
+            dst: ip.dst.octets(),
+        },
+        L3::Ipv6(ip) => Addresses::V6 {
+            src: ip.src.octets(),
+            dst: ip.dst.octets(),
+        },
         _ => Addresses::Mac {
             src: parsed.src.0,
             dst: parsed.dst.0,

@@ -35,7 +35,9 @@ impl VlanSet {
     /// Is it a member?
     #[inline]
     pub fn contains(&self, vid: Vid) -> bool {
-        self.0.get(usize::from(vid.0 >> 6)).is_some_and(|word| word >> (vid.0 & 63) & 1 != 0)
+        self.0
+            .get(usize::from(vid.0 >> 6))
+            .is_some_and(|word| word >> (vid.0 & 63) & 1 != 0)
     }
 }
 
@@ -53,7 +55,11 @@ pub struct VlanRule {
 impl VlanRule {
     /// Everything, as tagged as it came.
     pub fn open() -> Self {
-        VlanRule { untagged: Some(Vid(0)), tagged: VlanSet::all(), member: VlanSet::all() }
+        VlanRule {
+            untagged: Some(Vid(0)),
+            tagged: VlanSet::all(),
+            member: VlanSet::all(),
+        }
     }
 
     /// One VLAN, untagged.
@@ -61,7 +67,11 @@ impl VlanRule {
         let vid = Vid(vlan.get());
         let mut member = VlanSet::none();
         member.insert(vid);
-        VlanRule { untagged: Some(vid), tagged: VlanSet::none(), member }
+        VlanRule {
+            untagged: Some(vid),
+            tagged: VlanSet::none(),
+            member,
+        }
     }
 
     /// Several VLANs, tagged, and perhaps one untagged.
@@ -75,7 +85,11 @@ impl VlanRule {
         if let Some(vid) = untagged {
             member.insert(vid);
         }
-        VlanRule { untagged, tagged, member }
+        VlanRule {
+            untagged,
+            tagged,
+            member,
+        }
     }
 
     /// The VLAN of a frame that enters with this tag (the whole TCI), or none if the port does not take it.
@@ -119,7 +133,11 @@ mod tests {
     fn access_ports_take_and_give_untagged_frames_only() {
         let p = VlanRule::access(v(10));
         assert_eq!(p.classify(None), Some(Vid(10)));
-        assert_eq!(p.classify(Some(0xe000)), Some(Vid(10)), "a priority tag is no VLAN");
+        assert_eq!(
+            p.classify(Some(0xe000)),
+            Some(Vid(10)),
+            "a priority tag is no VLAN"
+        );
         assert_eq!(p.classify(Some(10)), None);
         assert!(p.carries(Vid(10)) && !p.carries(Vid(0)) && !p.carries(Vid(20)));
         assert_eq!(p.edit(Vid(10), None), HeadEdit::None);
@@ -132,7 +150,11 @@ mod tests {
         assert_eq!(p.classify(Some(20)), Some(Vid(20)));
         assert_eq!(p.classify(Some(30)), None);
         assert_eq!(p.classify(None), Some(Vid(1)));
-        assert_eq!(p.classify(Some(1)), None, "the native VLAN is untagged unless it is in the list");
+        assert_eq!(
+            p.classify(Some(1)),
+            None,
+            "the native VLAN is untagged unless it is in the list"
+        );
         assert_eq!(p.edit(Vid(10), None), HeadEdit::Push(10));
         assert_eq!(p.edit(Vid(10), Some(0x200a)), HeadEdit::None);
         assert_eq!(p.edit(Vid(1), Some(5)), HeadEdit::Pop);

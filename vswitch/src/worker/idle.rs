@@ -40,7 +40,11 @@ pub struct Idle {
 impl Idle {
     /// A worker that has just started.
     pub fn new(mode: BusyPoll) -> Self {
-        Idle { mode, spin: SPIN_MAX, since: None }
+        Idle {
+            mode,
+            spin: SPIN_MAX,
+            since: None,
+        }
     }
 
     /// After a turn: is it time to sleep?
@@ -95,7 +99,12 @@ impl Poller {
     /// # Errors
     /// What epoll says; the queue must then be polled.
     pub fn add(&self, kick: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, kick, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?)
+        Ok(epoll::add(
+            &self.epoll,
+            kick,
+            EventData::new_u64(0),
+            EventFlags::IN | EventFlags::ET,
+        )?)
     }
 
     /// No longer waits on this kick.
@@ -130,11 +139,17 @@ mod tests {
         for _ in 0..10 {
             idle.woke(Duration::from_millis(5), t);
         }
-        assert!(idle.should_sleep(false, t + SPIN_MIN), "long sleeps shorten it");
+        assert!(
+            idle.should_sleep(false, t + SPIN_MIN),
+            "long sleeps shorten it"
+        );
         for _ in 0..10 {
             idle.woke(Duration::from_micros(5), t);
         }
-        assert!(!idle.should_sleep(false, t + SPIN_MAX / 2), "short sleeps lengthen it");
+        assert!(
+            !idle.should_sleep(false, t + SPIN_MAX / 2),
+            "short sleeps lengthen it"
+        );
     }
 
     #[test]

@@ -32,8 +32,8 @@ use crate::forward::fdb::CoarseSecond;
 use crate::forward::learn::LearnMailbox;
 use crate::forward::{Forwarder, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
-use idle::{Idle, Poller};
 pub use idle::BusyPoll;
+use idle::{Idle, Poller};
 pub use queues::QueueKey;
 use queues::{GuestQueue, Queues};
 
@@ -151,10 +151,23 @@ impl Workers {
                 vitals: Arc::clone(&vitals),
             };
             let name = format!("worker/{index}");
-            threads.push(thread::Builder::new().name(name).spawn(move || worker.run())?);
-            handles.push(Handle { core, busy_poll, vitals, queues: AtomicUsize::new(0), mail });
+            threads.push(
+                thread::Builder::new()
+                    .name(name)
+                    .spawn(move || worker.run())?,
+            );
+            handles.push(Handle {
+                core,
+                busy_poll,
+                vitals,
+                queues: AtomicUsize::new(0),
+                mail,
+            });
         }
-        Ok(Arc::new(Workers { handles, threads: parking_lot::Mutex::new(threads) }))
+        Ok(Arc::new(Workers {
+            handles,
+            threads: parking_lot::Mutex::new(threads),
+        }))
     }
 
     /// The workers, by index.
@@ -199,8 +212,14 @@ impl Workers {
     }
 
     fn least_loaded(&self) -> Option<usize> {
-        let loads = self.handles.iter().map(|h| h.queues.load(Ordering::Relaxed)).enumerate();
-        loads.min_by_key(|(_, queues)| *queues).map(|(index, _)| index)
+        let loads = self
+            .handles
+            .iter()
+            .map(|h| h.queues.load(Ordering::Relaxed))
+            .enumerate();
+        loads
+            .min_by_key(|(_, queues)| *queues)
+            .map(|(index, _)| index)
     }
 
     fn post(&self, worker: usize, letter: Letter) {
@@ -267,7 +286,8 @@ impl Worker {
     /// One burst from every queue. True if there was anything to do.
     fn turn(&mut self, snapshot: &Snapshot) -> bool {
         let now = CoarseSecond(self.shared.clock.load(Ordering::Relaxed));
-        self.queues.poll(snapshot, now, &mut self.forwarder, &mut self.scratch)
+        self.queues
+            .poll(snapshot, now, &mut self.forwarder, &mut self.scratch)
     }
 
     /// Sleeps until something happens; false if something had happened already.
@@ -316,4 +336,3 @@ impl Worker {
         }
     }
 }
-

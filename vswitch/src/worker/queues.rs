@@ -30,7 +30,11 @@ pub(super) struct GuestQueue {
 impl GuestQueue {
     /// A ring that was just handed over.
     pub(super) fn new(key: QueueKey, ring: TxRing) -> Self {
-        GuestQueue { key, ring, timed: false }
+        GuestQueue {
+            key,
+            ring,
+            timed: false,
+        }
     }
 }
 
@@ -101,7 +105,15 @@ impl Queues {
             let discard = (!queue.ring.enabled()).then_some(InputDrop::QueueDisabled);
             match queue.ring.take(scratch, BURST) {
                 Ok(burst) if !burst.is_empty() => {
-                    forwarder.forward(Context { snapshot, ingress, now, discard }, &burst);
+                    forwarder.forward(
+                        Context {
+                            snapshot,
+                            ingress,
+                            now,
+                            discard,
+                        },
+                        &burst,
+                    );
                 }
                 // A ring that contradicts itself has told its session, which will take it away.
                 Ok(_) | Err(_) => continue,
@@ -117,7 +129,12 @@ impl Queues {
         #[cfg(feature = "dpdk")]
         for (key, nic) in &mut self.nics {
             if let Some(ingress) = snapshot.live(key.port) {
-                let context = Context { snapshot, ingress, now, discard: None };
+                let context = Context {
+                    snapshot,
+                    ingress,
+                    now,
+                    discard: None,
+                };
                 worked |= nic.poll(|burst| forwarder.forward(context, burst));
             }
         }
@@ -127,7 +144,10 @@ impl Queues {
     /// Asks every ring for a kick. False if one has work after all.
     pub(super) fn arm(&mut self) -> bool {
         // Every ring, also after one has work: disarming is for all of them.
-        let busy = self.guests.iter_mut().filter_map(|q| q.ring.arm().then_some(()));
+        let busy = self
+            .guests
+            .iter_mut()
+            .filter_map(|q| q.ring.arm().then_some(()));
         busy.count() == 0
     }
 

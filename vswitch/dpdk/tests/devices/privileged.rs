@@ -142,6 +142,15 @@ pub(crate) fn tap_exchanges_frames() -> Outcome {
         Err(Err(error)) => return Err(error.into()),
     };
     println!("{:?}", started.port.capabilities());
+    let unequal = PortConfig {
+        rx_queues: 2,
+        ..PortConfig::default()
+    };
+    let error = start("net_tap1", &unequal).err();
+    assert!(
+        matches!(error, Some(PortError::UnequalQueues { .. })),
+        "{error:?}"
+    );
     let shown = ip(&format!("-o link show dev {TAP}"))?;
     assert!(shown.contains(" mtu 1504 "), "{shown}");
     let mut stock = Stock::new(setup().pool);
@@ -184,14 +193,8 @@ fn sum(bytes: &[u8]) -> u32 {
 }
 
 /// An IPv4 packet over Ethernet whose transport checksum field, at `field`, has the sum of the
-/// pseudo header only; `with_length` as for a checksum request, without as for segmentation.
-fn partial(
-    protocol: u8,
-    field: usize,
-    header: &[u8],
-    payload: usize,
-    with_length: bool,
-) -> Vec<u8> {
+/// pseudo header only.
+fn partial(protocol: u8, field: usize, header: &[u8], payload: usize) -> Vec<u8> {
     let mut frame = frame(14, 1);
     frame[12..14].copy_from_slice(&[0x08, 0x00]);
     let l4 = header.len() + payload;
@@ -202,11 +205,7 @@ fn partial(
     ip[10..12].copy_from_slice(&header_sum.to_be_bytes());
     let mut pseudo = ip[12..20].to_vec();
     pseudo.extend([0, protocol]);
-    pseudo.extend(if with_length {
-        (l4 as u16).to_be_bytes()
-    } else {
-        [0; 2]
-    });
+    pseudo.extend((l4 as u16).to_be_bytes());
     frame.extend(ip);
     let at = frame.len();
     frame.extend(header);
@@ -233,56 +232,35 @@ pub(crate) fn tap_completes_checksums() -> Outcome {
         Err(Err(error)) => return Err(error.into()),
     };
     let caps = started.port.capabilities().tx;
-    assert!(caps.udp_checksum && caps.tcp_segmentation && caps.multi_segment);
+    assert!(caps.udp_checksum && caps.tcp_checksum && caps.multi_segment);
+    // Claimed by the driver, and broken in one of its releases.
+    assert!(!caps.tcp_segmentation);
     let mut stock = Stock::new(setup().pool);
     let mut burst = MbufBurst::new();
 
     let udp = [0x10, 0, 0x20, 0, 0x03, 0xf0, 0, 0];
-    let wanted = partial(17, 6, &udp, 1000, true);
-    assert!(!complete(&wanted));
-    let mut mbuf = build(&mut stock, &wanted);
-    let request = TxOffload {
-        l2_len: 14,
-        l3_len: 20,
-        l4_len: 8,
-        ip: IpVersion::V4,
-        ip_checksum: false,
-        transport: Transport::Udp,
-    };
-    mbuf.request_offload(request).unwrap();
-    burst.push(mbuf).unwrap();
-    assert_eq!(started.tx[0].tx_burst(&mut burst).sent, 1);
-    let got = raw.receive(|got| got.len() == wanted.len() && got[23] == 17);
-    assert!(complete(&got.ok_or("no UDP frame")?));
-
-    // 6,000 bytes of TCP in segments of 1,000.
     let mut tcp = [0; 20];
     tcp[..4].copy_from_slice(&[0x10, 0, 0x20, 0]);
     tcp[12] = 5 << 4;
-    tcp[13] = 0x18;
-    let large = partial(6, 16, &tcp, 6000, false);
-    let mut mbuf = build(&mut stock, &large);
-    let transport = Transport::TcpSegments { size: 1000 };
-    mbuf.request_offload(TxOffload {
-        l4_len: 20,
-        transport,
-        ..request
-    })
-    .unwrap();
-    burst.push(mbuf).unwrap();
-    assert_eq!(started.tx[0].tx_burst(&mut burst).sent, 1);
-    let mut payload: Vec<u8> = Vec::new();
-    for i in 0..6 {
-        let got = raw.receive(|got| got[12..14] == [8, 0] && got[23] == 6);
-        let got = got.ok_or_else(|| format!("no segment {i}"))?;
-        assert_eq!(got.len(), 54 + 1000);
-        assert!(complete(&got), "segment {i}");
-        assert_eq!(
-            u32::from_be_bytes([got[38], got[39], got[40], got[41]]),
-            i * 1000
-        );
-        payload.extend(&got[54..]);
+    for (protocol, field, header, transport) in [
+        (17, 6, &udp[..], Transport::Udp),
+        (6, 16, &tcp[..], Transport::Tcp),
+    ] {
+        let wanted = partial(protocol, field, header, 1000);
+        assert!(!complete(&wanted));
+        let mut mbuf = build(&mut stock, &wanted);
+        mbuf.request_offload(TxOffload {
+            l2_len: 14,
+            l3_len: 20,
+            l4_len: header.len() as u16,
+            ip: IpVersion::V4,
+            ip_checksum: false,
+            transport,
+        })?;
+        burst.push(mbuf).unwrap();
+        assert_eq!(started.tx[0].tx_burst(&mut burst).sent, 1);
+        let got = raw.receive(|got| got.len() == wanted.len() && got[23] == protocol);
+        assert!(complete(&got.ok_or("no frame")?), "{transport:?}");
     }
-    assert!(payload == large[54..]);
     Ok(None)
 }

@@ -8,11 +8,8 @@
 // clippy.toml allows these in #[test] functions, which this harness has none of.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "devices/host.rs"]
 mod host;
-#[path = "devices/privileged.rs"]
 mod privileged;
-#[path = "devices/unprivileged.rs"]
 mod unprivileged;
 
 use std::process::ExitCode;
