@@ -36,7 +36,7 @@ impl Bridge {
     /// up with [`pin_static`](Self::pin_static). A table of another size starts empty, but for static entries.
     pub fn reconfigure(&mut self, config: config::Bridge) {
         for entry in &self.config.static_macs {
-            let vid = Vid(entry.vlan.map_or(0, |v| v.get()));
+            let vid = Vid(entry.vlan.map_or(0, config::VlanId::get));
             self.fdb.remove(vid, MacAddr(entry.mac.0));
         }
         if config.mac_table_limit != self.config.mac_table_limit {
@@ -57,7 +57,7 @@ impl Bridge {
             .iter()
             .filter(|m| m.port == port_name)
         {
-            let vid = Vid(entry.vlan.map_or(0, |v| v.get()));
+            let vid = Vid(entry.vlan.map_or(0, config::VlanId::get));
             self.fdb.insert(vid, MacAddr(entry.mac.0), port, now, true);
         }
     }

@@ -22,6 +22,8 @@ use crate::forward::counters::{InputDrop, OutputDrop};
 
 /// Bytes that may wait for a client.
 const BACKLOG: usize = 8 << 20;
+/// Bytes of frames in one line of a capture: four thirds of it in base64 stay well below [`MAX_LINE`].
+const CAPTURE_BATCH: usize = 1 << 20;
 /// Clients at a time.
 const CLIENTS: usize = 64;
 
@@ -317,19 +319,34 @@ impl Client {
         }
         capture.sent += frames.len() as u64;
         let end = capture.left == Some(0);
-        let news = CaptureFrames {
-            id: capture.id,
-            frames: frames.into_iter().map(frame).collect(),
-            lost: capture.lost,
-            end,
-        };
-        if let Ok(params) = serde_json::to_value(news) {
-            let line = rpc::to_line(&Notification {
-                jsonrpc: Protocol::V2,
-                method: CAPTURE_FRAMES.into(),
-                params,
-            });
-            self.send(&line);
+        let (id, lost) = (capture.id, capture.lost);
+        let mut frames = frames.into_iter().peekable();
+        // At least one line: it may be the last one, or carry only what was lost.
+        loop {
+            let mut bytes = 0;
+            let fits = |f: &capture::Captured| {
+                bytes += f.data.len();
+                bytes <= CAPTURE_BATCH
+            };
+            let batch: Vec<_> = take_while(&mut frames, fits).map(|f| frame(&f)).collect();
+            let last = frames.peek().is_none();
+            let news = CaptureFrames {
+                id,
+                frames: batch,
+                lost,
+                end: end && last,
+            };
+            if let Ok(params) = serde_json::to_value(news) {
+                let method = CAPTURE_FRAMES.into();
+                self.send(&rpc::to_line(&Notification {
+                    jsonrpc: Protocol::V2,
+                    method,
+                    params,
+                }));
+            }
+            if last {
+                break;
+            }
         }
         if end {
             self.end_capture(switch, watch);
@@ -342,6 +359,22 @@ impl Client {
             switch.remove_tap(&capture.tap);
         }
     }
+}
+
+/// The next letters that `fits` takes, and the first in any case.
+fn take_while<T>(
+    letters: &mut std::iter::Peekable<impl Iterator<Item = T>>,
+    mut fits: impl FnMut(&T) -> bool,
+) -> impl Iterator<Item = T> {
+    let mut first = true;
+    std::iter::from_fn(move || {
+        let fitting = letters.peek().is_some_and(&mut fits);
+        if std::mem::take(&mut first) || fitting {
+            letters.next()
+        } else {
+            None
+        }
+    })
 }
 
 fn filter(params: &CaptureParams, switch: &Switch) -> Result<Filter, RpcError> {
@@ -375,7 +408,7 @@ fn direction(direction: rpc::Direction) -> capture::Direction {
     }
 }
 
-fn frame(captured: capture::Captured) -> CapturedFrame {
+fn frame(captured: &capture::Captured) -> CapturedFrame {
     CapturedFrame {
         port: captured.port.to_string(),
         dir: match captured.direction {

@@ -392,7 +392,13 @@ fn fdb_show(switch: &Switch, filter: &FdbFilter) -> Result<FdbList, RpcError> {
             });
         }
     }
-    entries.sort_by_key(|e| (e.bridge.clone(), e.vlan.map_or(0, |v| v.get()), e.mac.0));
+    entries.sort_by_key(|e| {
+        (
+            e.bridge.clone(),
+            e.vlan.map_or(0, config::VlanId::get),
+            e.mac.0,
+        )
+    });
     Ok(FdbList { entries })
 }
 

@@ -115,10 +115,11 @@ impl Port {
 }
 
 fn vlan_rule(vlan: &Vlan) -> VlanRule {
+    // Both types hold 1 to 4094, so nothing is lost on the way; if it were, the port would carry less, not more.
     let id = |v: config::VlanId| VlanId::new(v.get());
     match vlan {
-        Vlan::Untagged => VlanRule::open(),
-        Vlan::Access(v) => id(*v).map_or_else(VlanRule::open, VlanRule::access),
+        Vlan::Untagged => VlanRule::untagged(),
+        Vlan::Access(v) => id(*v).map_or_else(|| VlanRule::trunk([], None), VlanRule::access),
         Vlan::Trunk { allowed, native } => {
             let vlans = allowed.iter().flat_map(|range| range.iter()).filter_map(id);
             VlanRule::trunk(vlans, native.and_then(id))

@@ -43,7 +43,7 @@ impl Ethernet {
     }
 
     /// Bytes in front of the layer 3 packet.
-    pub fn len(&self) -> usize {
+    pub fn header_len(&self) -> usize {
         if self.tci.is_some() {
             ETHERNET + 4
         } else {
@@ -86,7 +86,7 @@ pub fn decide(
     now: CoarseSecond,
 ) -> Result<Verdict, InputDrop> {
     let eth = Ethernet::read(head).ok_or(InputDrop::Runt)?;
-    if packet_len > eth.len() + bridge.mtu as usize {
+    if packet_len > eth.header_len() + bridge.mtu as usize {
         return Err(InputDrop::OverMtu);
     }
     if eth.src.is_multicast() || eth.src.is_zero() {
@@ -154,8 +154,8 @@ mod tests {
     fn switch(fdb: &FdbWriter) -> Snapshot {
         let v = |n| vswitch_packet::VlanId::new(n).unwrap();
         let ports = vec![
-            port(0, VlanRule::open()),
-            port(1, VlanRule::open()),
+            port(0, VlanRule::untagged()),
+            port(1, VlanRule::untagged()),
             port(2, VlanRule::access(v(10))),
         ];
         let bridge = BridgeSpec {

@@ -18,6 +18,10 @@ use super::{BURST, Vid};
 use crate::capture::{self, Direction};
 
 /// A burst of frames from one source. A frame that could not be taken is its drop reason.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "sources do not show empty bursts"
+)]
 pub trait Frames {
     /// Frames in the burst, at most [`BURST`].
     fn len(&self) -> usize;

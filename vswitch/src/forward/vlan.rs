@@ -2,7 +2,7 @@
 //!
 //! | port | takes | sends |
 //! | --- | --- | --- |
-//! | open (no `vlan:` in its config) | untagged into the untagged segment, tagged into its VLAN | as it was classified |
+//! | untagged (no `vlan:` in its config) | untagged frames, into a segment of their own | that segment |
 //! | access V | untagged into V; tagged frames are dropped | V, untagged |
 //! | trunk L | tagged in L; untagged only with a native VLAN | L tagged, the native VLAN untagged |
 //!
@@ -21,10 +21,6 @@ impl VlanSet {
     /// No VLAN.
     pub const fn none() -> Self {
         VlanSet([0; 64])
-    }
-    /// The untagged segment and every VLAN.
-    pub const fn all() -> Self {
-        VlanSet([u64::MAX; 64])
     }
     /// Adds one.
     pub fn insert(&mut self, vid: Vid) {
@@ -53,12 +49,14 @@ pub struct VlanRule {
 }
 
 impl VlanRule {
-    /// Everything, as tagged as it came.
-    pub fn open() -> Self {
+    /// The untagged segment and nothing else.
+    pub fn untagged() -> Self {
+        let mut member = VlanSet::none();
+        member.insert(Vid(0));
         VlanRule {
             untagged: Some(Vid(0)),
-            tagged: VlanSet::all(),
-            member: VlanSet::all(),
+            tagged: VlanSet::none(),
+            member,
         }
     }
 
@@ -162,13 +160,17 @@ mod tests {
     }
 
     #[test]
-    fn open_ports_pass_frames_as_they_came() {
-        let p = VlanRule::open();
+    fn untagged_ports_are_a_segment_of_their_own() {
+        let p = VlanRule::untagged();
         assert_eq!(p.classify(None), Some(Vid(0)));
-        assert_eq!(p.classify(Some(4094)), Some(Vid(4094)));
+        assert_eq!(
+            p.classify(Some(0x6000)),
+            Some(Vid(0)),
+            "a priority tag is no VLAN"
+        );
+        assert_eq!(p.classify(Some(9)), None);
+        assert!(p.carries(Vid(0)) && !p.carries(Vid(9)));
         assert_eq!(p.edit(Vid(0), None), HeadEdit::None);
         assert_eq!(p.edit(Vid(0), Some(0x6000)), HeadEdit::Pop);
-        assert_eq!(p.edit(Vid(9), Some(9)), HeadEdit::None);
-        assert_eq!(p.edit(Vid(9), None), HeadEdit::Push(9));
     }
 }
