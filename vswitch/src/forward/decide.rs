@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(ask(&s, 0, &ok, 1515), Err(InputDrop::OverMtu));
         assert!(ask(&s, 0, &ok, 1514).is_ok());
         assert!(
-            ask(&s, 0, &frame(B, A, Some(5)), 1518).is_ok(),
+            ask(&s, 0, &frame(B, A, Some(0)), 1518).is_ok(),
             "the tag is not part of the MTU"
         );
         assert_eq!(
