@@ -108,6 +108,8 @@ pub struct SimGuest {
     pairs: Vec<Option<QueuePair>>,
     enabled: u16,
     next_pair: usize,
+    /// This connection has been told the memory.
+    memory_told: bool,
 }
 
 impl SimGuest {
@@ -166,6 +168,7 @@ impl SimGuest {
             pairs,
             enabled,
             next_pair,
+            memory_told: false,
         };
         guest.prepare(&mut frontend)?;
         guest.frontend = Some(frontend);
@@ -211,7 +214,11 @@ impl SimGuest {
         let frontend = self.frontend.as_ref().ok_or(GuestError::NotConnected)?;
         let quirks = self.options.quirks;
         frontend.set_features(self.negotiated.virtio)?;
-        frontend.set_memory(&self.memory)?;
+        // Slots stay until they are removed; QEMU adds only what the connection does not know yet.
+        if !self.memory_told || self.negotiated.protocol & protocol::CONFIGURE_MEM_SLOTS == 0 {
+            frontend.set_memory(&self.memory)?;
+            self.memory_told = true;
+        }
         for (ring, handle) in self.rings.iter().enumerate() {
             if ring > 0 && ring % 2 == 0 {
                 frontend.set_features(self.negotiated.virtio)?;
@@ -273,12 +280,13 @@ impl SimGuest {
     /// Hangs up in mid-air, as a killed VMM does.
     pub fn kill(&mut self) {
         self.frontend = None;
+        self.memory_told = false;
     }
 
     /// Connects again with the same memory and rings, like a running guest whose switch was restarted: rings resume
     /// where the used index says, features stay as they were.
     pub fn reconnect(&mut self) -> Result<(), GuestError> {
-        self.frontend = None;
+        self.kill();
         let mut frontend = self.endpoint.open(self.options.timeout)?;
         let offer = frontend.open_session(self.negotiated.protocol, self.options.pairs)?;
         let missing = self.negotiated.virtio & !offer.virtio;
@@ -310,19 +318,8 @@ impl SimGuest {
         if let (true, Some(frontend)) = (self.options.quirks.early_enable, &self.frontend) {
             self.tell_enabled(frontend)?;
         }
-        self.resume_rebooted()?;
+        self.resume()?;
         self.enable_pairs(self.options.pairs)
-    }
-
-    /// The memory is known already where it is told by slots; QEMU does not add them again.
-    fn resume_rebooted(&mut self) -> Result<(), GuestError> {
-        if self.negotiated.protocol & protocol::CONFIGURE_MEM_SLOTS != 0 {
-            let frontend = self.frontend.as_ref().ok_or(GuestError::NotConnected)?;
-            for region in self.memory.regions().iter().rev() {
-                frontend.rem_mem_reg(region)?;
-            }
-        }
-        self.resume()
     }
 
     /// Adds a region of memory to the running guest.

@@ -113,11 +113,9 @@ pub fn run(cli: &Cli) -> ExitCode {
         let name = file.map_or("the default configuration".into(), |f| {
             f.display().to_string()
         });
-        println!(
-            "{name} is fine: {} bridges, {} ports",
-            config.bridges.len(),
-            config.ports.len()
-        );
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let bridges = count(config.bridges.len(), "bridge");
+        println!("{name} is fine: {bridges}, {}", count(config.ports.len(), "port"));
         return ExitCode::SUCCESS;
     }
     let log = log::start(cli.log.as_deref(), config.log.level);
