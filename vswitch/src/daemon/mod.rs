@@ -115,7 +115,10 @@ pub fn run(cli: &Cli) -> ExitCode {
         });
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let bridges = count(config.bridges.len(), "bridge");
-        println!("{name} is fine: {bridges}, {}", count(config.ports.len(), "port"));
+        println!(
+            "{name} is fine: {bridges}, {}",
+            count(config.ports.len(), "port")
+        );
         return ExitCode::SUCCESS;
     }
     let log = log::start(cli.log.as_deref(), config.log.level);

@@ -23,8 +23,9 @@ use crate::forward::{BridgeIndex, MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Sn
 use crate::mailbox::Mailbox;
 use crate::worker::{BusyPoll, Report, Shared, Workers};
 
-/// Reports that may wait for the main thread.
-const REPORTS: usize = 1024;
+/// Reports that may wait for the main thread. Every port may end two sessions before they are read, so that a session's
+/// thread never waits for room while the main thread waits for it.
+const REPORTS: usize = 4 * MAX_PORTS;
 
 /// See the module's page.
 pub struct Switch {

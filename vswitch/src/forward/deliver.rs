@@ -112,6 +112,11 @@ impl Forwarder {
     /// Decides about one frame and files it; returns the number of its copies.
     #[inline]
     fn take(&mut self, ctx: Context<'_>, i: u8, frame: &TxFrame<'_>) -> Result<u64, InputDrop> {
+        // First of all, so that a capture of a dropped frame does not see the offload of an earlier one.
+        let offload = requested(frame);
+        if let Some(slot) = self.offloads.get_mut(usize::from(i)) {
+            *slot = offload.unwrap_or_default();
+        }
         if let Some(reason) = ctx.discard {
             return Err(reason);
         }
@@ -122,13 +127,7 @@ impl Forwarder {
             .snapshot
             .bridge(ctx.ingress.bridge)
             .ok_or(InputDrop::NoOutput)?;
-        let offload = if frame.header.flags | frame.header.gso_type == 0 {
-            Offload::default()
-        } else {
-            check_offload(&frame.header, frame.head, frame.len as usize)
-                .map_err(|_| InputDrop::BadOffload)?
-        };
-        let packet_len = offload.wire_len(frame.len as usize);
+        let packet_len = offload?.wire_len(frame.len as usize);
         let verdict = decide(
             ctx.snapshot,
             bridge,
@@ -137,9 +136,6 @@ impl Forwarder {
             packet_len,
             ctx.now,
         )?;
-        if let Some(slot) = self.offloads.get_mut(usize::from(i)) {
-            *slot = offload;
-        }
         if let Some(mac) = verdict.learn {
             let seen = Seen {
                 bridge: ctx.ingress.bridge,
@@ -327,6 +323,15 @@ pub struct Sent {
 
 /// What became of each frame of a list.
 pub type Outcomes = ArrayVec<Result<Sent, OutputDrop>, BURST>;
+
+/// What the sender left to offloads, checked against the frame.
+#[inline]
+fn requested(frame: &TxFrame<'_>) -> Result<Offload, InputDrop> {
+    if frame.header.flags | frame.header.gso_type == 0 {
+        return Ok(Offload::default());
+    }
+    check_offload(&frame.header, frame.head, frame.len as usize).map_err(|_| InputDrop::BadOffload)
+}
 
 fn accepts(ring: &RxRing) -> Accepts {
     let RxFeatures {
