@@ -3,6 +3,11 @@
 use std::io;
 use std::time::Duration;
 
+use vswitch_simguest::GuestError;
+use vswitch_simguest::driver::{DeviceFault, TxError};
+use vswitch_simguest::frontend::FrontendError;
+use vswitch_simguest::memory::MemoryError;
+
 /// What the harness's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -55,7 +60,23 @@ pub enum Error {
         /// Its error.
         error: vswitch_api::rpc::RpcError,
     },
+    /// A simulated guest: its socket, its memory, or a rule of its rings that the switch broke.
+    #[error("simulated guest: {0}")]
+    Sim(GuestError),
 }
+
+/// Everything a simulated guest can complain about arrives here.
+macro_rules! from_guest {
+    ($($error:ty),+) => {
+        $(impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::Sim(error.into())
+            }
+        })+
+    };
+}
+
+from_guest!(GuestError, FrontendError, MemoryError, DeviceFault, TxError);
 
 impl Error {
     /// For `map_err`: says what was being done when the machine refused.

@@ -6,23 +6,25 @@
 //! Frames are shown as they are on the wire: a checksum that the sender left to offload is completed where the whole
 //! frame was copied. A segmentation-offload frame is shown whole, as its sender gave it.
 //!
-//! Limits: [`QUEUE`] frames wait at most, of up to 64 KiB each.
+//! Limits: at most [`QUEUE`] frames wait for a reader, and at most [`QUEUE_BYTES`] bytes of them.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vswitch_packet::{Offload, complete_checksum};
 use vswitch_vhost::Pieces;
 
-use crate::forward::PortIndex;
+use crate::forward::PortRef;
 use crate::forward::software::moved;
 use crate::mailbox::Mailbox;
 
 /// Copies that may wait for the reader.
 pub const QUEUE: usize = 4096;
+/// Bytes of copies that may wait for the reader.
+pub const QUEUE_BYTES: usize = 16 << 20;
 
 /// Where a frame was seen.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -39,7 +41,7 @@ pub enum Direction {
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Ports; empty for all.
-    pub ports: Vec<PortIndex>,
+    pub ports: Vec<PortRef>,
     /// Directions; empty for all.
     pub directions: Vec<Direction>,
     /// Drop reasons; empty for all.
@@ -49,7 +51,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn takes(&self, port: PortIndex, direction: Direction, reason: Option<&str>) -> bool {
+    fn takes(&self, port: PortRef, direction: Direction, reason: Option<&str>) -> bool {
         (self.ports.is_empty() || self.ports.contains(&port))
             && (self.directions.is_empty() || self.directions.contains(&direction))
             && (self.reasons.is_empty() || reason.is_some_and(|r| self.reasons.contains(&r)))
@@ -88,6 +90,7 @@ pub struct Seen<'a> {
 pub struct Tap {
     filter: Filter,
     queue: Mailbox<Captured>,
+    bytes: AtomicUsize,
     lost: AtomicU64,
 }
 
@@ -97,16 +100,32 @@ impl Tap {
         Ok(Tap {
             filter,
             queue: Mailbox::new(QUEUE)?,
+            bytes: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
         })
     }
 
-    /// Everything that waits, and how many were lost since the last time.
-    pub fn drain(&self) -> (Vec<Captured>, u64) {
-        (
-            self.queue.drain().collect(),
-            self.lost.swap(0, Ordering::Relaxed),
-        )
+    /// What waits, up to about `limit` bytes, and how many were lost since the last time.
+    pub fn take(&self, limit: usize) -> (Vec<Captured>, u64) {
+        let mut taken = 0;
+        let mut letters = self.queue.drain();
+        let frames: Vec<_> = std::iter::from_fn(|| {
+            let frame = (taken < limit).then(|| letters.next())??;
+            taken += frame.data.len();
+            Some(frame)
+        })
+        .collect();
+        self.bytes.fetch_sub(taken, Ordering::Relaxed);
+        (frames, self.lost.swap(0, Ordering::Relaxed))
+    }
+
+    fn put(&self, frame: Captured) {
+        let len = frame.data.len();
+        let room = self.bytes.fetch_add(len, Ordering::Relaxed) + len <= QUEUE_BYTES;
+        if !room || self.queue.put(frame).is_err() {
+            self.bytes.fetch_sub(len, Ordering::Relaxed);
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -124,7 +143,7 @@ impl Taps {
     /// Shows a frame to every capture that wants it.
     pub fn show(
         &self,
-        port: (PortIndex, &Arc<str>),
+        port: (PortRef, &Arc<str>),
         direction: Direction,
         reason: Option<&'static str>,
         frame: Seen<'_>,
@@ -159,9 +178,7 @@ impl Taps {
                 len: len as u32,
                 data,
             };
-            if tap.queue.put(captured).is_err() {
-                tap.lost.fetch_add(1, Ordering::Relaxed);
-            }
+            tap.put(captured);
         }
     }
 }

@@ -16,9 +16,9 @@ use vswitch_api::rpc::{CaptureParams, FdbFilter};
     disable_help_subcommand = true
 )]
 pub struct Cli {
-    /// Control socket of the switch [default: /run/vswitch/control.sock, or
+    /// Control socket of the switch [env: VSWITCH_SOCKET] [default: /run/vswitch/control.sock, or
     /// $XDG_RUNTIME_DIR/vswitch/control.sock]
-    #[arg(long, global = true, value_name = "PATH", env = "VSWITCH_SOCKET", value_hint = ValueHint::FilePath)]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
 
     /// Print the result as JSON, as the control socket gave it

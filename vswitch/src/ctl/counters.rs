@@ -67,8 +67,8 @@ pub(super) fn render(counters: &Counters, all: bool, paint: Paint) -> String {
     if hidden > 0 {
         let zeros = counted(
             hidden,
-            "reason that never happened is",
-            "reasons that never happened are",
+            "drop counter that is 0 is",
+            "drop counters that are 0 are",
         );
         parts.push(paint.faint(&format!("{zeros} not shown; see them with --all")) + "\n");
     }

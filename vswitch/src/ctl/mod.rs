@@ -139,8 +139,9 @@ struct Asker<'c> {
 
 impl Asker<'_> {
     fn connect(&self) -> Result<Client, CtlError> {
-        match &self.cli.socket {
-            Some(path) => Client::connect(path),
+        let named = std::env::var_os("VSWITCH_SOCKET").filter(|v| !v.is_empty());
+        match self.cli.socket.clone().or(named.map(Into::into)) {
+            Some(path) => Client::connect(&path),
             None => Client::connect_default(&default_sockets()),
         }
     }

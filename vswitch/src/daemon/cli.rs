@@ -10,16 +10,16 @@ use std::path::PathBuf;
 #[derive(clap::Parser, Debug)]
 #[command(name = "vswitchd", version, max_term_width = 100)]
 pub struct Cli {
-    /// The configuration file [default: /etc/vswitch/vswitch.yaml if there is one]
-    #[arg(long, short, value_name = "FILE", env = "VSWITCH_CONFIG")]
+    /// The configuration file [env: VSWITCH_CONFIG] [default: /etc/vswitch/vswitch.yaml if there is one]
+    #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
     /// Read the configuration, say what is wrong with it, and end
     #[arg(long)]
     pub check: bool,
 
-    /// What to log: error, warn, info, debug, trace, or a filter such as `vswitch::worker=debug` [default: the file's
-    /// `log: level`]
-    #[arg(long, value_name = "FILTER", env = "VSWITCH_LOG")]
+    /// What to log: error, warn, info, debug, trace, or a filter such as `vswitch::worker=debug` [env: VSWITCH_LOG]
+    /// [default: the file's `log: level`]
+    #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
 }

@@ -1,7 +1,8 @@
 //! The control socket: JSON-RPC 2.0, one object a line, any number of clients.
 //!
-//! Everything runs on the main thread, a request at a time; a client is never waited for. What a client does not read
-//! is kept up to [`BACKLOG`] bytes; a capture then loses frames (and says so), anything else ends the connection.
+//! Everything runs on the main thread, a request at a time; a client is never waited for, and gets
+//! [`REQUESTS_A_TURN`] requests before the others have theirs. While more than [`BACKLOG`] bytes of answers wait to be
+//! read no further request of that client is taken up, and a capture loses frames (and says so).
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,7 +17,7 @@ use vswitch_api::rpc::{
 
 use super::methods::call;
 use super::switch::Switch;
-use super::watch::{Token, Watch};
+use super::watch::{Interest, Token, Watch};
 use crate::capture::{self, Filter, Tap};
 use crate::forward::counters::{InputDrop, OutputDrop};
 
@@ -24,6 +25,8 @@ use crate::forward::counters::{InputDrop, OutputDrop};
 const BACKLOG: usize = 8 << 20;
 /// Bytes of frames in one line of a capture: four thirds of it in base64 stay well below [`MAX_LINE`].
 const CAPTURE_BATCH: usize = 1 << 20;
+/// Requests of one client before the others get their turn.
+const REQUESTS_A_TURN: usize = 16;
 /// Clients at a time.
 const CLIENTS: usize = 64;
 
@@ -38,10 +41,56 @@ struct Capture {
 
 struct Client {
     stream: UnixStream,
-    input: Vec<u8>,
+    input: Lines,
     output: Vec<u8>,
-    writable: bool,
+    interest: Interest,
+    /// It has said all it will say.
+    ended: bool,
     capture: Option<Capture>,
+}
+
+/// Bytes as they come in, and whole lines out of them, each byte looked at once.
+#[derive(Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    /// Where the next line begins, and how far no end of it was found.
+    start: usize,
+    seen: usize,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.start);
+        self.seen -= self.start;
+        self.start = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Where the next line ends, if it is whole.
+    fn end(&mut self) -> Option<usize> {
+        let rest = self.bytes.get(self.seen..)?;
+        match rest.iter().position(|b| *b == b'\n') {
+            Some(at) => {
+                self.seen += at;
+                Some(self.seen)
+            }
+            None => {
+                self.seen = self.bytes.len();
+                None
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let end = self.end()?;
+        let line = self.bytes.get(self.start..end).map(<[u8]>::to_vec);
+        (self.start, self.seen) = (end + 1, end + 1);
+        line
+    }
 }
 
 /// All clients.
@@ -84,32 +133,36 @@ impl Clients {
         if let Some(place) = self.clients.get_mut(free) {
             *place = Some(Client {
                 stream,
-                input: Vec::new(),
+                input: Lines::default(),
                 output: Vec::new(),
-                writable: false,
+                interest: Interest::READ,
+                ended: false,
                 capture: None,
             });
         }
     }
 
-    /// A client can be read or written.
+    /// A client can be read or written. It gets one turn: the loop comes back for the rest, after everybody else.
     pub fn ready(&mut self, n: u16, switch: &mut Switch, watch: &mut dyn Watch) {
         self.with_client(n, switch, watch, |client, captures, switch, watch| {
-            let open = client.read();
-            while let Some(line) = client.line() {
-                match line {
-                    Ok(line) => client.answer(n, &line, captures, switch, watch),
-                    Err(refusal) => {
+            client.read();
+            for _ in 0..REQUESTS_A_TURN {
+                if client.output.len() > BACKLOG {
+                    break;
+                }
+                match client.line() {
+                    Some(Ok(line)) => client.answer(n, &line, captures, switch, watch),
+                    Some(Err(refusal)) => {
                         client.send(&refusal.to_line());
                         client.flush(n, watch);
                         return Fate::Leaves;
                     }
+                    None => break,
                 }
             }
-            match (open, client.flush(n, watch)) {
-                (true, Fate::Stays) => Fate::Stays,
-                _ => Fate::Leaves,
-            }
+            // Room for what the tap kept while the client was slow.
+            client.send_captured(switch, watch);
+            client.flush(n, watch)
         });
     }
 
@@ -142,30 +195,29 @@ impl Clients {
 }
 
 impl Client {
-    /// Takes in what is there; false when the client has hung up.
-    fn read(&mut self) -> bool {
-        let mut chunk = [0; 16 * 1024];
-        loop {
+    /// Takes in some of what is there, unless enough is waiting.
+    fn read(&mut self) {
+        let mut chunk = [0; 64 * 1024];
+        while !self.ended && self.output.len() <= BACKLOG && self.input.len() <= MAX_LINE {
             match self.stream.read(&mut chunk) {
-                Ok(0) => return false,
-                Ok(n) => self
-                    .input
-                    .extend_from_slice(chunk.get(..n).unwrap_or_default()),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return true,
+                Ok(0) => self.ended = true,
+                Ok(n) => {
+                    self.input.push(chunk.get(..n).unwrap_or_default());
+                    // One line may be long; a flood of short ones need not be here all at once.
+                    if self.input.end().is_some() {
+                        return;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-            if self.input.len() > MAX_LINE {
-                return true;
+                Err(_) => self.ended = true,
             }
         }
     }
 
     /// The next whole line, or the refusal of one that is too long.
     fn line(&mut self) -> Option<Result<Vec<u8>, Box<Response>>> {
-        if let Some(end) = self.input.iter().position(|b| *b == b'\n') {
-            let mut line: Vec<u8> = self.input.drain(..=end).collect();
-            line.pop();
+        if let Some(line) = self.input.next() {
             return Some(Ok(line));
         }
         (self.input.len() > MAX_LINE).then(|| {
@@ -225,13 +277,18 @@ impl Client {
             }
         }
         self.output.drain(..sent);
-        if self.output.len() > 2 * BACKLOG {
+        let waiting = self.input.end().is_some();
+        if self.output.len() > 2 * BACKLOG || (self.ended && self.output.is_empty() && !waiting) {
             return Fate::Leaves;
         }
-        let writable = !self.output.is_empty();
-        if writable != self.writable {
-            self.writable = writable;
-            watch.watch_writable(&self.stream, Token::Client(n), writable);
+        // Writable also stands for "come back": there are lines left for another turn.
+        let interest = Interest {
+            read: !self.ended && self.output.len() <= BACKLOG,
+            write: !self.output.is_empty() || waiting,
+        };
+        if interest != self.interest {
+            self.interest = interest;
+            watch.rewatch(&self.stream, Token::Client(n), interest);
         }
         Fate::Stays
     }
@@ -301,16 +358,16 @@ impl Client {
         to_value(&CaptureStopped { frames, lost })
     }
 
-    /// Sends what has been captured. A client that does not read keeps its backlog and loses the rest.
+    /// Sends what has been captured, as far as the client keeps up; the rest waits in the tap, whose room is bounded.
     fn send_captured(&mut self, switch: &mut Switch, watch: &mut dyn Watch) {
-        let full = self.output.len() > BACKLOG;
+        let room = BACKLOG.saturating_sub(self.output.len());
         let Some(capture) = &mut self.capture else {
             return;
         };
-        let (mut frames, lost) = capture.tap.drain();
+        // In base64 and JSON a frame takes less than twice its length; an empty one still takes a line.
+        let (mut frames, lost) = capture.tap.take(room / 2);
         capture.lost += lost;
-        if full {
-            capture.lost += frames.len() as u64;
+        if frames.is_empty() && lost == 0 {
             return;
         }
         if let Some(left) = &mut capture.left {
@@ -381,7 +438,7 @@ fn filter(params: &CaptureParams, switch: &Switch) -> Result<Filter, RpcError> {
     let ports = params
         .ports
         .iter()
-        .map(|name| Ok(switch.find_port(name)?.at.index));
+        .map(|name| Ok(switch.find_port(name)?.at));
     let reasons = params.reasons.iter().map(|name| {
         let all = InputDrop::ALL.iter().map(|r| r.name());
         let mut all = all.chain(OutputDrop::ALL.iter().map(|r| r.name()));
@@ -427,4 +484,27 @@ fn frame(captured: &capture::Captured) -> CapturedFrame {
 pub(super) fn to_value<T: serde::Serialize>(result: &T) -> Result<serde_json::Value, RpcError> {
     serde_json::to_value(result)
         .map_err(|e| RpcError::new(code::INTERNAL, format!("the result has no JSON form: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_out_as_they_went_in_however_they_are_cut() {
+        let text: Vec<u8> = (0..200u8)
+            .flat_map(|n| [vec![b'a'; usize::from(n % 7)], vec![b'\n']].concat())
+            .collect();
+        for cut in 1..20 {
+            let (mut lines, mut out) = (Lines::default(), Vec::new());
+            for chunk in text.chunks(cut) {
+                lines.push(chunk);
+                while let Some(line) = lines.next() {
+                    out.extend(line);
+                    out.push(b'\n');
+                }
+            }
+            assert_eq!((out, lines.len()), (text.clone(), 0));
+        }
+    }
 }

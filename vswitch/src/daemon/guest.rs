@@ -12,18 +12,20 @@
 //! `Waiting` listens (server) or tries again and again (client). The conversation itself runs on a thread of its own,
 //! which hands rings to workers through [`Link`] and leaves what people want to know in [`Facts`].
 
+use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use vswitch_api::config::{SocketMode, VhostUser};
 use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features};
 
+use super::log::Budget;
 use super::socket::{self, Listener, SocketError};
 use crate::forward::PortRef;
 use crate::forward::snapshot::GuestQueues;
@@ -48,12 +50,23 @@ pub struct Facts {
     pub connections: u64,
     /// How the last session ended.
     pub last_end: Option<String>,
-    /// What is wrong with a ring.
-    pub ring_error: Option<String>,
+    /// Lines that may be logged about this guest.
+    budget: Budget,
+}
+
+impl Facts {
+    /// Logs something that the guest can make happen again and again.
+    fn log(&mut self, port: &str, what: impl fmt::Display) {
+        match self.budget.spend(Instant::now()) {
+            Some(0) => tracing::info!(port, "{what}"),
+            Some(kept_back) => tracing::info!(port, kept_back, "{what}"),
+            None => tracing::debug!(port, "{what}"),
+        }
+    }
 }
 
 /// What is known about a queue pair.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PairFacts {
     /// Its transmit ring's worker.
     pub tx_worker: Option<usize>,
@@ -63,7 +76,17 @@ pub struct PairFacts {
     pub rx_size: u16,
     /// Its receive ring is in use.
     pub enabled: bool,
+    /// Why one of its rings was stopped.
+    pub error: Option<String>,
 }
+
+/// A session that ended sooner did not really begin.
+const SHORT_SESSION: Duration = Duration::from_secs(1);
+/// How long a client-mode port waits after a session has ended; doubled after each short one.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long a front-end may leave an answer unread.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 enum Wire {
     Closed,
@@ -102,6 +125,7 @@ impl Rings for Link {
         self.with_pair(pair, |p| {
             p.tx_worker = worker;
             p.tx_size = size;
+            p.error = None;
         });
     }
 
@@ -117,6 +141,7 @@ impl Rings for Link {
         self.with_pair(pair, |p| {
             p.enabled = true;
             p.rx_size = size;
+            p.error = None;
         });
     }
 
@@ -133,17 +158,18 @@ impl Rings for Link {
                 (facts.virtio, facts.protocol) = (virtio, protocol);
             }
             SessionEvent::LinkUp => {
-                tracing::info!(port = %self.name, "link up");
+                facts.log(&self.name, "link up");
                 (facts.up, facts.since) = (true, SystemTime::now());
-                facts.ring_error = None;
             }
             SessionEvent::LinkDown => {
-                tracing::info!(port = %self.name, "link down");
+                facts.log(&self.name, "link down");
                 (facts.up, facts.since) = (false, SystemTime::now());
             }
             SessionEvent::RingError { queue, error } => {
-                tracing::warn!(port = %self.name, %queue, %error, "a ring was stopped");
-                facts.ring_error = Some(error.to_string());
+                facts.log(&self.name, format_args!("the {queue} was stopped: {error}"));
+                if let Some(pair) = facts.pairs.get_mut(usize::from(queue.pair().0)) {
+                    pair.error = Some(format!("{queue}: {error}"));
+                }
             }
             SessionEvent::MemoryTable { regions, bytes } => facts.memory = (regions as u32, bytes),
         }
@@ -156,11 +182,18 @@ pub struct SessionId(u64);
 
 struct Session {
     id: SessionId,
+    begun: Instant,
     stream: UnixStream,
     thread: JoinHandle<()>,
 }
 
 impl Session {
+    /// Ends it and waits for that. The shutdown first: the thread may be waiting for a peer that does not read.
+    fn end(self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.thread.join();
+    }
+
     /// The peer is gone, or the thread is: either way its end is a matter of microseconds.
     fn is_over(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
@@ -180,6 +213,8 @@ pub struct GuestPort {
     facts: Arc<Mutex<Facts>>,
     wire: Wire,
     session: Option<Session>,
+    next_try: Instant,
+    pause: Duration,
 }
 
 impl GuestPort {
@@ -194,7 +229,7 @@ impl GuestPort {
             pairs: vec![PairFacts::default(); usize::from(config.queue_pairs)],
             connections: 0,
             last_end: None,
-            ring_error: None,
+            budget: Budget::new(),
         };
         GuestPort {
             at,
@@ -205,7 +240,14 @@ impl GuestPort {
             facts: Arc::new(Mutex::new(facts)),
             wire: Wire::Closed,
             session: None,
+            next_try: Instant::now(),
+            pause: PAUSE_MIN,
         }
+    }
+
+    /// Sessions from now on accept this MTU from their front-end.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
     }
 
     /// Starts to listen, or to try to connect.
@@ -231,8 +273,7 @@ impl GuestPort {
     pub fn close(&mut self) {
         self.wire = Wire::Closed;
         if let Some(session) = self.session.take() {
-            let _ = session.stream.shutdown(Shutdown::Both);
-            let _ = session.thread.join();
+            session.end();
         }
         self.facts.lock().since = SystemTime::now();
     }
@@ -251,24 +292,27 @@ impl GuestPort {
     }
 
     /// Somebody connects: starts a session, or turns the newcomer away if there is one.
-    pub fn accept(&mut self, workers: &Arc<Workers>, shared: &Arc<Shared>) {
-        let Some(stream) = self.listener().and_then(Listener::accept) else {
-            return;
+    ///
+    /// # Errors
+    /// The connection could not be accepted; see [`Listener::accept`].
+    pub fn accept(&mut self, workers: &Arc<Workers>, shared: &Arc<Shared>) -> io::Result<()> {
+        let Some(stream) = self.listener().map_or(Ok(None), Listener::accept)? else {
+            return Ok(());
         };
         if self.attached() {
-            tracing::warn!(
-                port = %self.name,
-                "a second front-end connected and was turned away: the port has a guest already"
-            );
-            return;
+            let what = "a second front-end connected and was turned away: the port has a guest";
+            self.facts.lock().log(&self.name, what);
+        } else {
+            self.start(stream, workers, shared);
         }
-        self.start(stream, workers, shared);
+        Ok(())
     }
 
     /// Tries to connect to a front-end that listens.
     pub fn try_connect(&mut self, workers: &Arc<Workers>, shared: &Arc<Shared>) {
         if self.wants_connection()
-            && let Some(stream) = socket::connect(&self.config.socket)
+            && Instant::now() >= self.next_try
+            && let Ok(stream) = socket::connect(&self.config.socket)
         {
             self.start(stream, workers, shared);
         }
@@ -277,7 +321,15 @@ impl GuestPort {
     /// The thread of a session reported its end.
     pub fn session_ended(&mut self, id: SessionId, how: &str) {
         if let Some(session) = self.session.take_if(|s| s.id == id) {
-            let _ = session.thread.join();
+            // Whoever throws us out at once is asked less and less often.
+            let short = session.begun.elapsed() < SHORT_SESSION;
+            self.pause = if short {
+                (self.pause * 2).min(PAUSE_MAX)
+            } else {
+                PAUSE_MIN
+            };
+            self.next_try = Instant::now() + self.pause;
+            session.end();
             let mut facts = self.facts.lock();
             facts.last_end = Some(how.into());
             facts.since = SystemTime::now();
@@ -287,17 +339,15 @@ impl GuestPort {
     }
 
     fn start(&mut self, stream: UnixStream, workers: &Arc<Workers>, shared: &Arc<Shared>) {
-        if let Some(ended) = self.session.take() {
-            let _ = ended.thread.join();
+        if let Some(over) = self.session.take() {
+            over.end();
         }
         match self.spawn(stream, workers, shared) {
             Ok(session) => {
                 let mut facts = self.facts.lock();
                 facts.connections += 1;
                 facts.since = SystemTime::now();
-                facts.ring_error = None;
-                drop(facts);
-                tracing::info!(port = %self.name, socket = %self.config.socket.display(), "front-end connected");
+                facts.log(&self.name, "front-end connected");
                 self.session = Some(session);
             }
             Err(error) => tracing::error!(port = %self.name, %error, "no session could be started"),
@@ -319,15 +369,25 @@ impl GuestPort {
         };
         let config = self.session_config();
         let (theirs, shared, at) = (stream.try_clone()?, Arc::clone(shared), self.at);
+        // A front-end that asks and never reads the answers must not keep the session from its rings.
+        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
         let id = SessionId(self.facts.lock().connections);
         let thread = std::thread::Builder::new()
             .name("session".into())
             .spawn(move || {
                 let end = vswitch_vhost::serve(theirs, &config, &mut link);
-                tracing::info!(port = %link.name, reason = %end, "front-end disconnected");
+                link.facts
+                    .lock()
+                    .log(&link.name, format_args!("front-end disconnected: {end}"));
                 shared.report(Report::SessionEnded(at, id, end.to_string()));
             })?;
-        Ok(Session { id, stream, thread })
+        let begun = Instant::now();
+        Ok(Session {
+            id,
+            begun,
+            stream,
+            thread,
+        })
     }
 
     fn session_config(&self) -> SessionConfig {

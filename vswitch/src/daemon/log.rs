@@ -1,6 +1,7 @@
 //! Where the daemon's log goes: to the journal if systemd gave it one, else to standard error.
 
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -26,12 +27,32 @@ impl Level {
     }
 }
 
+/// Is this a filter?
+///
+/// # Errors
+/// It is not, and why.
+pub fn check(filter: &str) -> Result<(), String> {
+    let outcome = EnvFilter::try_new(filter);
+    outcome.map(drop).map_err(|e| {
+        format!("\"{filter}\" is no log filter ({e}); use a level, such as debug, or target=level")
+    })
+}
+
+/// Systemd connected standard error to the journal: it names device and inode of that stream (systemd.exec(5)).
+fn stderr_is_the_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let stat = rustix::fs::fstat(std::io::stderr());
+    stat.is_ok_and(|s| named == format!("{}:{}", s.st_dev, s.st_ino))
+}
+
 /// Starts logging; `filter` outranks `level`.
 pub fn start(filter: Option<&str>, level: LogLevel) -> Level {
     let first = EnvFilter::new(filter.unwrap_or(name(level)));
     let (first, handle) = reload::Layer::new(first);
     let registry = tracing_subscriber::registry().with(first);
-    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let journal = stderr_is_the_journal()
+        .then(tracing_journald::layer)
+        .and_then(Result::ok);
     match journal {
         Some(journal) => registry.with(journal).init(),
         None => registry
@@ -50,6 +71,53 @@ pub fn start(filter: Option<&str>, level: LogLevel) -> Level {
     }
 }
 
+/// Lets a few lines through and keeps the rest back, for what a guest can repeat at will.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    left: u32,
+    since: Instant,
+    kept_back: u64,
+}
+
+impl Budget {
+    /// Lines in each [`PERIOD`](Self::PERIOD).
+    pub const LINES: u32 = 20;
+    /// How long those lines have to do.
+    pub const PERIOD: Duration = Duration::from_secs(60);
+
+    /// A full budget.
+    pub fn new() -> Self {
+        Budget {
+            left: Self::LINES,
+            since: Instant::now(),
+            kept_back: 0,
+        }
+    }
+
+    /// May a line be written? If some were kept back before, it says how many.
+    pub fn spend(&mut self, now: Instant) -> Option<u64> {
+        if now.duration_since(self.since) >= Self::PERIOD {
+            (self.left, self.since) = (Self::LINES, now);
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(std::mem::take(&mut self.kept_back))
+            }
+            None => {
+                self.kept_back += 1;
+                None
+            }
+        }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 fn name(level: LogLevel) -> &'static str {
     match level {
         LogLevel::Error => "error",
@@ -57,5 +125,23 @@ fn name(level: LogLevel) -> &'static str {
         LogLevel::Info => "info",
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_spent_and_comes_back() {
+        let mut budget = Budget::new();
+        let start = budget.since;
+        for _ in 0..Budget::LINES {
+            assert_eq!(budget.spend(start), Some(0));
+        }
+        for _ in 0..100 {
+            assert_eq!(budget.spend(start), None);
+        }
+        assert_eq!(budget.spend(start + Budget::PERIOD), Some(100));
     }
 }

@@ -168,6 +168,7 @@ fn queues_of(port: &Port, worker: usize) -> Vec<WorkerQueue> {
                 .filter(|(_, p)| p.tx_worker == Some(worker));
             mine.map(|(pair, _)| pair).collect()
         }
+        Attachment::Absent(_) => Vec::new(),
         #[cfg(feature = "dpdk")]
         Attachment::Nic(nic) => nic.queues_of(worker),
     };
@@ -197,6 +198,7 @@ fn port_status(port: &Port) -> PortStatus {
     let totals = port.totals();
     let (kind, link) = match &port.attachment {
         Attachment::Guest(guest) => (Kind::VhostUser, guest_link(port, guest)),
+        Attachment::Absent(_) => (Kind::Dpdk, failed_link(port)),
         #[cfg(feature = "dpdk")]
         Attachment::Nic(nic) => (Kind::Dpdk, nic.link(port.admin)),
     };
@@ -211,13 +213,12 @@ fn port_status(port: &Port) -> PortStatus {
         link,
         vhost: match &port.attachment {
             Attachment::Guest(guest) => Some(vhost_status(guest)),
-            #[cfg(feature = "dpdk")]
-            Attachment::Nic(_) => None,
+            _ => None,
         },
         dpdk: match &port.attachment {
-            Attachment::Guest(_) => None,
             #[cfg(feature = "dpdk")]
             Attachment::Nic(nic) => Some(nic.status()),
+            _ => None,
         },
         rates: port.rates,
         totals: PortTotals {
@@ -231,6 +232,14 @@ fn port_status(port: &Port) -> PortStatus {
     }
 }
 
+fn failed_link(port: &Port) -> Link {
+    Link {
+        state: LinkState::Failed,
+        since: epoch_s(port.made),
+        reason: port.failure.clone(),
+    }
+}
+
 fn guest_link(port: &Port, guest: &GuestPort) -> Link {
     let facts = guest.facts();
     let socket = guest.config().socket.display();
@@ -239,6 +248,9 @@ fn guest_link(port: &Port, guest: &GuestPort) -> Link {
         .as_ref()
         .map(|end| format!("; last session: {end}"));
     let last = last.unwrap_or_default();
+    let ring_error = facts.pairs.iter().find_map(|p| p.error.as_ref());
+    let ring_error =
+        ring_error.map(|e| format!("{e}; the guest's driver has to start the queue anew"));
     let (state, reason) = if let Some(failure) = &port.failure {
         (LinkState::Failed, Some(failure.clone()))
     } else if port.admin == AdminLink::Down {
@@ -247,15 +259,10 @@ fn guest_link(port: &Port, guest: &GuestPort) -> Link {
             port.name
         );
         (LinkState::Down, Some(how))
-    } else if let Some(error) = &facts.ring_error {
-        (
-            LinkState::Down,
-            Some(format!(
-                "{error}; the guest's driver has to start the queue anew"
-            )),
-        )
     } else if facts.up && guest.attached() {
-        (LinkState::Up, None)
+        (LinkState::Up, ring_error)
+    } else if guest.attached() && ring_error.is_some() {
+        (LinkState::Down, ring_error)
     } else if guest.attached() {
         let what = "a front-end is connected; the guest's driver has not started its queues";
         (LinkState::Negotiating, Some(what.into()))
@@ -439,14 +446,27 @@ fn fdb_add(switch: &mut Switch, p: &rpc::FdbAddParams) -> Result<Done, RpcError>
         ));
     }
     let now = switch.now();
-    let (at, bridge) = {
-        let port = switch.find_port(&p.port)?;
-        (port.at, port.config.bridge.clone())
+    let port = switch.find_port(&p.port)?;
+    let (at, bridge) = (port.at, port.config.bridge.clone());
+    // An access port's stations are in its VLAN, whether the request says so or not.
+    let vlan = match (&port.config.vlan, p.vlan) {
+        (config::Vlan::Access(own), None) => Some(*own),
+        (_, vlan) => vlan,
     };
+    if !super::port::vlan_rule(&port.config.vlan).carries(vid_of(vlan)) {
+        let segment = vlan.map_or("untagged frames".into(), |v| format!("VLAN {v}"));
+        return Err(RpcError::new(
+            code::INVALID_PARAMS,
+            format!(
+                "port \"{}\" does not carry {segment}; name a VLAN that it does",
+                p.port
+            ),
+        ));
+    }
     let Some(bridge) = switch.bridges.get_mut(&bridge) else {
         return Err(RpcError::new(code::INTERNAL, "the port's bridge is gone"));
     };
-    match bridge.fdb.insert(vid_of(p.vlan), mac, at, now, true) {
+    match bridge.fdb.insert(vid_of(vlan), mac, at, now, true) {
         crate::forward::fdb::Learned::Refused => Err(RpcError::new(
             code::LIMIT,
             "the table is full of static entries; raise the bridge's mac-table-limit, or delete some",

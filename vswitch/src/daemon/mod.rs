@@ -6,12 +6,13 @@
 //! ports' sockets, new addresses, news from workers and sessions. Every change to the switch happens here, one after
 //! another, so nothing about ports or bridges needs a lock.
 //!
-//! - [`switch`]: bridges, ports, and every change to them
+//! - [`switch`]: bridges, ports, and every change to them; `apply` changes the whole configuration
 //! - [`guest`], [`port`], [`bridge`]: the things it keeps
 //! - [`control`], [`methods`]: the control socket
 //! - [`watch`]: how descriptors find their way to whom they concern
 //! - [`socket`], [`log`], [`cli`]: what a daemon needs
 
+mod apply;
 pub mod bridge;
 pub mod cli;
 pub mod control;
@@ -32,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber};
+use rustix::process::{Resource, Rlimit};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -98,7 +100,10 @@ pub fn environment() -> Environment {
 /// The daemon's life. The exit code is 0 after a stop by signal, 1 if it could not start, 2 for a bad configuration.
 pub fn run(cli: &Cli) -> ExitCode {
     let environment = environment();
-    let file = cli.config.clone().or_else(|| {
+    let named = std::env::var_os("VSWITCH_CONFIG")
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from);
+    let file = cli.config.clone().or(named).or_else(|| {
         let default = Path::new(DEFAULT_FILE);
         default.exists().then(|| default.into())
     });
@@ -109,6 +114,12 @@ pub fn run(cli: &Cli) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let wanted = std::env::var("VSWITCH_LOG").ok().filter(|v| !v.is_empty());
+    let wanted = cli.log.clone().or(wanted);
+    if let Some(error) = wanted.as_deref().and_then(|w| log::check(w).err()) {
+        eprintln!("vswitchd: {error}");
+        return ExitCode::from(2);
+    }
     if cli.check {
         let name = file.map_or("the default configuration".into(), |f| {
             f.display().to_string()
@@ -121,7 +132,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    let log = log::start(cli.log.as_deref(), config.log.level);
+    let log = log::start(wanted.as_deref(), config.log.level);
     match serve(config, environment, file, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -152,6 +163,7 @@ fn serve(
 ) -> Result<(), String> {
     vswitch_vhost::memory::install_sigbus_guard()
         .map_err(|e| format!("cannot guard against guests that truncate their memory: {e}"))?;
+    allow_descriptors();
     let control = Listener::bind(
         &config.control.socket,
         config.control.owner.as_ref(),
@@ -190,6 +202,8 @@ struct Main {
     tick: OwnedFd,
     retry: OwnedFd,
     log: log::Level,
+    /// Control connections could not be accepted and are left alone until the next tick.
+    control_rests: bool,
     done: Arc<AtomicBool>,
     /// Why it ended, if it could not start.
     failure: Arc<parking_lot::Mutex<Option<String>>>,
@@ -231,6 +245,7 @@ impl Main {
             tick,
             retry,
             log,
+            control_rests: false,
             done,
             failure: Arc::default(),
         })
@@ -301,8 +316,24 @@ impl Main {
     }
 
     fn accept_control(&mut self, watch: &mut dyn Watch) {
-        if let Some(stream) = self.control.accept() {
-            self.clients.accept(stream, watch);
+        match self.control.accept() {
+            Ok(Some(stream)) => self.clients.accept(stream, watch),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a control connection; resting for a second");
+                watch.unwatch(&self.control);
+                self.control_rests = true;
+            }
+        }
+    }
+
+    /// Once a second.
+    fn tick(&mut self, watch: &mut dyn Watch) {
+        drain_timer(&self.tick);
+        self.switch.tick();
+        self.switch.wake_listeners(watch);
+        if std::mem::take(&mut self.control_rests) {
+            watch.watch(&self.control, Token::Control);
         }
     }
 }
@@ -324,7 +355,7 @@ impl MutEventSubscriber for Main {
                 self.ready();
             }
             Err(error) => {
-                *self.failure.lock() = Some(error.message);
+                *self.failure.lock() = Some(error.message.replace(". Nothing was applied", ""));
                 self.stop(ops);
             }
         }
@@ -333,10 +364,7 @@ impl MutEventSubscriber for Main {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         match Token::from_data(events.data()) {
             Some(Token::Signal) => self.signal(ops),
-            Some(Token::Tick) => {
-                drain_timer(&self.tick);
-                self.switch.tick();
-            }
+            Some(Token::Tick) => self.tick(ops),
             Some(Token::Retry) => {
                 drain_timer(&self.retry);
                 self.retry_if_needed();
@@ -347,7 +375,7 @@ impl MutEventSubscriber for Main {
                 self.switch.reports();
                 self.retry_if_needed();
             }
-            Some(Token::Port(index)) => self.switch.accept(index),
+            Some(Token::Port(index)) => self.switch.accept(index, ops),
             Some(Token::Client(n)) => {
                 self.clients.ready(n, &mut self.switch, ops);
                 self.applied();
@@ -355,6 +383,18 @@ impl MutEventSubscriber for Main {
             Some(Token::Capture(n)) => self.clients.captured(n, &mut self.switch, ops),
             None => {}
         }
+    }
+}
+
+/// Takes all descriptors that the system allows: guests need several per queue and memory region.
+fn allow_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, all) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -1,6 +1,7 @@
 //! A port as the main thread keeps it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use vswitch_api::config::{self, AdminLink, Vlan};
 use vswitch_api::rpc::{Origin, Rates};
@@ -8,7 +9,7 @@ use vswitch_packet::VlanId;
 
 use super::guest::GuestPort;
 use crate::forward::counters::{PortCounters, Totals};
-use crate::forward::snapshot::{Output, PortSpec};
+use crate::forward::snapshot::{GuestQueues, Output, PortSpec};
 use crate::forward::vlan::VlanRule;
 use crate::forward::{BridgeIndex, PortRef};
 
@@ -16,9 +17,18 @@ use crate::forward::{BridgeIndex, PortRef};
 pub enum Attachment {
     /// A guest.
     Guest(GuestPort),
+    /// Nothing: the device could not be opened. What is sent there is dropped.
+    Absent(Arc<GuestQueues>),
     /// A DPDK device.
     #[cfg(feature = "dpdk")]
     Nic(crate::nic::NicPort),
+}
+
+impl Attachment {
+    /// Nothing.
+    pub fn absent() -> Self {
+        Attachment::Absent(Arc::new(GuestQueues::new(1, [0; 16])))
+    }
 }
 
 /// See the module's page.
@@ -39,6 +49,8 @@ pub struct Port {
     pub counters: Arc<[PortCounters]>,
     /// Why it does not work, if it was to be opened again and could not.
     pub failure: Option<String>,
+    /// When it was made.
+    pub made: SystemTime,
     /// What it does a second.
     pub rates: Rates,
     last: Totals,
@@ -63,6 +75,7 @@ impl Port {
             attachment,
             counters: (0..workers).map(|_| PortCounters::default()).collect(),
             failure: None,
+            made: SystemTime::now(),
             rates: Rates::default(),
             last: Totals::default(),
         }
@@ -79,6 +92,7 @@ impl Port {
             admin_up: self.admin == AdminLink::Up,
             output: match &self.attachment {
                 Attachment::Guest(guest) => Output::Guest(Arc::clone(&guest.queues)),
+                Attachment::Absent(nowhere) => Output::Guest(Arc::clone(nowhere)),
                 #[cfg(feature = "dpdk")]
                 Attachment::Nic(nic) => Output::Nic(nic.output()),
             },
@@ -108,13 +122,13 @@ impl Port {
     pub fn guest_mut(&mut self) -> Option<&mut GuestPort> {
         match &mut self.attachment {
             Attachment::Guest(guest) => Some(guest),
-            #[cfg(feature = "dpdk")]
-            Attachment::Nic(_) => None,
+            _ => None,
         }
     }
 }
 
-fn vlan_rule(vlan: &Vlan) -> VlanRule {
+/// The rule for a port's `vlan`.
+pub fn vlan_rule(vlan: &Vlan) -> VlanRule {
     // Both types hold 1 to 4094, so nothing is lost on the way; if it were, the port would carry less, not more.
     let id = |v: config::VlanId| VlanId::new(v.get());
     match vlan {

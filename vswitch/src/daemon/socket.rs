@@ -1,9 +1,9 @@
 //! UNIX sockets as a daemon needs them: stale files replaced, owner and permissions set before anybody can connect,
 //! connecting without ever blocking.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +40,23 @@ pub enum SocketError {
 pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
+    identity: Option<(u64, u64)>,
+}
+
+/// A socket under its temporary name, which goes in any case.
+struct Draft(PathBuf);
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What tells a file from another one of the same name.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path)
+        .ok()
+        .map(|m| (m.dev(), m.ino()))
 }
 
 impl Listener {
@@ -59,33 +76,56 @@ impl Listener {
                 source,
             }
         };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(folder).map_err(fail("make the socket's folder"))?;
         clear_stale(path)?;
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(fail("make the socket's folder"))?;
-        }
         let (uid, gid) = owner.map_or(Ok((None, None)), |o| resolve(path, o))?;
-        let address = SocketAddrUnix::new(path).map_err(|e| fail("use this path")(e.into()))?;
+        // Under a name of its own until it listens: whoever finds the real name can connect, with the right permissions.
+        let draft = Draft(folder.join(format!(".vs{}", std::process::id())));
+        let _ = std::fs::remove_file(&draft.0);
+        let address = SocketAddrUnix::new(&draft.0).map_err(|e| fail("use this path")(e.into()))?;
         let fd = new_socket().map_err(fail("make a socket"))?;
         rustix::net::bind(&fd, &address).map_err(|e| fail("bind")(e.into()))?;
-        let listener = Listener {
-            listener: UnixListener::from(fd),
-            path: path.into(),
-        };
-        // Nobody can connect before listen(), so there is no moment with the wrong permissions.
-        rustix::fs::chmod(path, Mode::from_raw_mode(permissions.bits()))
+        rustix::fs::chmod(&draft.0, Mode::from_raw_mode(permissions.bits()))
             .map_err(|e| fail("set the permissions")(e.into()))?;
         if uid.is_some() || gid.is_some() {
-            rustix::fs::chown(path, uid, gid).map_err(|e| fail("set the owner")(e.into()))?;
+            rustix::fs::chown(&draft.0, uid, gid).map_err(|e| fail("set the owner")(e.into()))?;
         }
-        rustix::net::listen(&listener.listener, 64).map_err(|e| fail("listen")(e.into()))?;
-        Ok(listener)
+        rustix::net::listen(&fd, 64).map_err(|e| fail("listen")(e.into()))?;
+        // A link, not a rename: it fails if somebody else was quicker.
+        std::fs::hard_link(&draft.0, path).map_err(|e| match e.kind() {
+            ErrorKind::AlreadyExists => SocketError::InUse(path.into()),
+            _ => fail("make the socket")(e),
+        })?;
+        let identity = identity(path);
+        Ok(Listener {
+            listener: UnixListener::from(fd),
+            path: path.into(),
+            identity,
+        })
     }
 
     /// The next connection, if one waits. It blocks when read.
-    pub fn accept(&self) -> Option<UnixStream> {
-        let (stream, _) = self.listener.accept().ok()?;
-        stream.set_nonblocking(false).ok()?;
-        Some(stream)
+    ///
+    /// # Errors
+    /// None could be accepted, and the listener stays readable: no descriptors are left, most likely. Whoever waits for
+    /// it had better rest.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                Ok(Some(stream))
+            }
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::ConnectionAborted
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Where it listens.
@@ -108,18 +148,24 @@ impl std::os::fd::AsRawFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        // Not if the name is somebody else's by now.
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
-/// Connects to whoever listens on `path`, without waiting. None if nobody does.
-pub fn connect(path: &Path) -> Option<UnixStream> {
-    let address = SocketAddrUnix::new(path).ok()?;
-    let fd = new_socket().ok()?;
-    rustix::net::connect(&fd, &address).ok()?;
+/// Connects to whoever listens on `path`, without waiting.
+///
+/// # Errors
+/// Nobody listens, may be reached, or has room for one more.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let fd = new_socket()?;
+    rustix::net::connect(&fd, &address)?;
     let stream = UnixStream::from(fd);
-    stream.set_nonblocking(false).ok()?;
-    Some(stream)
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn new_socket() -> io::Result<OwnedFd> {
@@ -139,7 +185,11 @@ fn clear_stale(path: &Path) -> Result<(), SocketError> {
     if !meta.file_type().is_socket() {
         return Err(SocketError::NotASocket(path.into()));
     }
-    if connect(path).is_some() {
+    // Refused means that nobody listens any more. Anything else may be somebody who is busy, or not ours to judge.
+    if connect(path)
+        .err()
+        .is_none_or(|e| e.kind() != ErrorKind::ConnectionRefused)
+    {
         return Err(SocketError::InUse(path.into()));
     }
     std::fs::remove_file(path).map_err(|source| SocketError::System {
@@ -190,10 +240,10 @@ mod tests {
             Listener::bind(&path, None, mode),
             Err(SocketError::InUse(_))
         ));
-        assert!(connect(&path).is_some() && first.accept().is_some());
+        assert!(connect(&path).is_ok() && first.accept().unwrap().is_some());
         let stale = dir.path().join("stale.sock");
         drop(UnixListener::bind(&stale).unwrap());
-        assert!(connect(&stale).is_none());
+        assert!(connect(&stale).is_err());
         Listener::bind(&stale, None, mode).unwrap();
         assert!(!stale.exists(), "a listener takes its file with it");
         std::fs::write(&stale, "no socket").unwrap();
@@ -201,6 +251,31 @@ mod tests {
             Listener::bind(&stale, None, mode),
             Err(SocketError::NotASocket(_))
         ));
+    }
+
+    #[test]
+    fn a_busy_listener_keeps_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("busy");
+        let busy = new_socket().unwrap();
+        rustix::net::bind(&busy, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&busy, 0).unwrap();
+        let _waiting: Vec<_> = (0..4).map(|_| connect(&path)).collect();
+        let before = identity(&path);
+        let outcome = Listener::bind(&path, None, "0600".parse().unwrap());
+        assert!(matches!(outcome, Err(SocketError::InUse(_))));
+        assert_eq!(identity(&path), before);
+    }
+
+    #[test]
+    fn a_listener_leaves_a_successor_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let first = Listener::bind(&path, None, "0600".parse().unwrap()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let second = Listener::bind(&path, None, "0600".parse().unwrap()).unwrap();
+        drop(first);
+        assert!(connect(second.path()).is_ok());
     }
 
     #[test]

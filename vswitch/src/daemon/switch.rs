@@ -1,7 +1,8 @@
 //! The switch as the main thread keeps it: bridges, ports, tables, and every change to them.
 //!
 //! A change is checked whole, prepared (sockets bound, devices opened) and only then made; what cannot be prepared
-//! leaves everything as it was. Workers see the result as one new snapshot.
+//! leaves everything as it was. Workers see the result as one new snapshot. Changes of the whole configuration are in
+//! [`apply`](super::apply).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use vswitch_api::config::{self, AdminLink, Config, Effect, Environment, Plan, PortKind, Subject};
+use vswitch_api::config::{self, AdminLink, Config, Environment, PortKind};
 use vswitch_api::rpc::{Origin, RpcError, code};
 
 use super::bridge::Bridge;
@@ -19,7 +20,7 @@ use super::watch::{Token, Watch};
 use crate::capture::{Tap, Taps};
 use crate::forward::fdb::CoarseSecond;
 use crate::forward::learn::{self, LearnMailbox};
-use crate::forward::{BridgeIndex, MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Snapshot};
+use crate::forward::{MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
 use crate::worker::{BusyPoll, Report, Shared, Workers};
 
@@ -49,15 +50,17 @@ pub struct Switch {
     pub busy_shares: Vec<f64>,
     busy_before: Vec<u64>,
     sampled: Instant,
-    /// Who holds each place, and how many have before.
+    /// Who holds each place, and how many have before. Twice as many as ports, so that all can be made anew at once.
     places: Vec<Place>,
     taps: Vec<Arc<Tap>>,
+    /// Ports whose listener could not accept and is left alone until the next tick.
+    resting: Vec<PortIndex>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Place {
     incarnation: u16,
-    taken: bool,
+    holder: Option<Arc<str>>,
 }
 
 impl Switch {
@@ -98,174 +101,15 @@ impl Switch {
             ports: BTreeMap::new(),
             started: Instant::now(),
             sampled: Instant::now(),
-            places: vec![Place::default(); MAX_PORTS],
+            places: vec![Place::default(); 2 * MAX_PORTS],
             taps: Vec::new(),
+            resting: Vec::new(),
         })
     }
 
     /// The coarse clock.
     pub fn now(&self) -> CoarseSecond {
         CoarseSecond(self.shared.clock.load(Ordering::Relaxed))
-    }
-
-    // ---- configuration ------------------------------------------------------------------------------------------
-
-    /// Makes the ports and bridges of the file what `new` says. Ports of `port add` stay.
-    ///
-    /// # Errors
-    /// Nothing was changed: the new configuration clashes with a port of `port add`, needs a restart, or asks for a
-    /// socket or device that cannot be had.
-    pub fn apply(&mut self, new: Config, watch: &mut dyn Watch) -> Result<Plan, RpcError> {
-        self.check_against_runtime_ports(&new)?;
-        let plan = config::plan(&self.config, &new);
-        if let Some(change) = plan.changes.iter().find(|c| c.effect == Effect::Restart) {
-            return Err(RpcError::new(
-                code::NEEDS_RESTART,
-                format!(
-                    "a change to {} takes effect only when the daemon starts; restart it, or take the change back. \
-                     Nothing was applied",
-                    change.subject
-                ),
-            ));
-        }
-        let (mut added, waiting) = self.prepare(&new)?;
-        let gone: Vec<_> = self
-            .config
-            .ports
-            .keys()
-            .filter(|name| !new.ports.contains_key(*name))
-            .cloned()
-            .collect();
-        for name in gone {
-            self.take_out(&name, watch);
-        }
-        self.apply_bridges(&new);
-        added.extend(
-            waiting
-                .iter()
-                .filter_map(|name| self.make_or_report(name, &new)),
-        );
-        for (name, wanted) in &new.ports {
-            if self.config.ports.get(name).is_some_and(|old| old != wanted) {
-                self.change_port(name, &new, &plan, watch);
-            }
-        }
-        self.config = new;
-        for port in added {
-            self.put_in(port, watch);
-        }
-        self.publish();
-        self.pin_static_addresses();
-        Ok(plan)
-    }
-
-    fn check_against_runtime_ports(&self, new: &Config) -> Result<(), RpcError> {
-        let runtime = self.ports.values().filter(|p| p.origin == Origin::Runtime);
-        let mut all = new.clone();
-        for port in runtime {
-            if new.ports.contains_key(&*port.name) {
-                return Err(RpcError::new(
-                    code::EXISTS,
-                    format!(
-                        "the file has a port \"{0}\", and `port add` made one of that name; remove that one first \
-                         (vswitchctl port remove {0}), or rename the file's. Nothing was applied",
-                        port.name
-                    ),
-                ));
-            }
-            all = config::add_port(&all, &port.name, port.config.clone(), &self.environment)
-                .map_err(|e| RpcError::config(&e))?;
-        }
-        Ok(())
-    }
-
-    /// Makes and opens the ports that are new in `new`, without showing them to anybody. Those that want a socket or
-    /// device of a port that goes or changes have to wait for it, and are returned by name.
-    fn prepare(&mut self, new: &Config) -> Result<(Vec<Port>, Vec<String>), RpcError> {
-        let (mut added, mut waiting) = (Vec::new(), Vec::new());
-        let moving = self
-            .config
-            .ports
-            .iter()
-            .filter(|(name, old)| new.ports.get(*name) != Some(*old));
-        let held: Vec<_> = moving.map(|(_, old)| resource(old).to_owned()).collect();
-        for (name, wanted) in &new.ports {
-            if self.config.ports.contains_key(name) {
-                continue;
-            }
-            if held.iter().any(|r| *r == resource(wanted)) {
-                waiting.push(name.clone());
-                continue;
-            }
-            match self.make_port(name, wanted.clone(), Origin::File, mtu_of(new, wanted)) {
-                Ok(port) => added.push(port),
-                Err(error) => {
-                    for port in added {
-                        self.release(&port);
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        Ok((added, waiting))
-    }
-
-    /// Makes a port at a time when there is no way back.
-    fn make_or_report(&mut self, name: &str, new: &Config) -> Option<Port> {
-        let wanted = new.ports.get(name)?.clone();
-        let mtu = mtu_of(new, &wanted);
-        self.make_port(name, wanted, Origin::File, mtu)
-            .inspect_err(
-                |error| tracing::error!(port = name, %error, "the port could not be opened"),
-            )
-            .ok()
-    }
-
-    fn apply_bridges(&mut self, new: &Config) {
-        self.bridges
-            .retain(|name, _| new.bridges.contains_key(name));
-        for (name, wanted) in &new.bridges {
-            if let Some(bridge) = self.bridges.get_mut(name) {
-                if bridge.config != *wanted {
-                    bridge.reconfigure(wanted.clone());
-                }
-            } else if let Some(index) = self.free_bridge() {
-                self.bridges
-                    .insert(name.clone(), Bridge::new(index, wanted.clone()));
-            }
-        }
-    }
-
-    fn free_bridge(&self) -> Option<BridgeIndex> {
-        let taken = |index| self.bridges.values().any(|b| b.index == index);
-        (0..MAX_BRIDGES as u16)
-            .map(BridgeIndex)
-            .find(|index| !taken(*index))
-    }
-
-    fn change_port(&mut self, name: &str, new: &Config, plan: &Plan, watch: &mut dyn Watch) {
-        let subject = Subject::Port(name.into());
-        let changes = &mut plan.changes.iter().filter(|c| c.subject == subject);
-        if changes.any(|c| c.effect == Effect::Reconnect) {
-            self.take_out(name, watch);
-            if let Some(port) = self.make_or_report(name, new) {
-                self.put_in(port, watch);
-            }
-            return;
-        }
-        let (Some(port), Some(wanted)) = (self.ports.get_mut(name), new.ports.get(name)) else {
-            return;
-        };
-        let (at, relink) = (port.at, wanted.link != port.config.link);
-        if wanted.bridge != port.config.bridge {
-            for bridge in self.bridges.values_mut() {
-                bridge.fdb.retain(|e| e.port != at);
-            }
-        }
-        port.config = wanted.clone();
-        if relink && let Err(error) = self.set_link(name, wanted.link, watch) {
-            tracing::error!(port = name, %error, "the port could not be opened again");
-        }
     }
 
     // ---- ports --------------------------------------------------------------------------------------------------
@@ -301,9 +145,16 @@ impl Switch {
             ));
         };
         let mtu = mtu_of(&self.config, &wanted);
+        if self.ports.len() >= MAX_PORTS {
+            return Err(RpcError::new(
+                code::LIMIT,
+                format!("the switch has {MAX_PORTS} ports, which is its limit; remove one first"),
+            ));
+        }
         let port = self.make_port(name, wanted, Origin::Runtime, mtu)?;
-        self.put_in(port, watch);
+        self.put_in(port);
         self.publish();
+        self.set_going([name], watch);
         self.pin_static_addresses();
         Ok(())
     }
@@ -370,18 +221,24 @@ impl Switch {
 
     /// The port in a place, if it is still that one.
     pub fn port_at(&self, at: PortRef) -> Option<&Port> {
-        self.ports.values().find(|p| p.at == at)
+        let name = self.places.get(usize::from(at.index.0))?.holder.as_ref()?;
+        self.ports.get(&**name).filter(|p| p.at == at)
     }
 
-    fn make_port(
+    fn port_in(&mut self, index: PortIndex) -> Option<&mut Port> {
+        let name = self.places.get(usize::from(index.0))?.holder.as_ref()?;
+        self.ports.get_mut(&**name).filter(|p| p.at.index == index)
+    }
+
+    pub(super) fn make_port(
         &mut self,
         name: &str,
         wanted: config::Port,
         origin: Origin,
         mtu: u16,
     ) -> Result<Port, RpcError> {
-        let at = self.take_place()?;
         let name: Arc<str> = name.into();
+        let at = self.take_place(&name)?;
         let made = match &wanted.kind {
             PortKind::VhostUser(vhost) => {
                 let mut guest = GuestPort::new(at, Arc::clone(&name), vhost.clone(), mtu);
@@ -418,67 +275,87 @@ impl Switch {
         }
     }
 
+    /// A port that was to be opened and could not: it is shown, with the reason, and tried again at the next apply.
+    pub(super) fn make_failed_port(
+        &mut self,
+        name: &str,
+        wanted: config::Port,
+        mtu: u16,
+        reason: &RpcError,
+    ) -> Result<Port, RpcError> {
+        let name: Arc<str> = name.into();
+        let at = self.take_place(&name)?;
+        let attachment = match &wanted.kind {
+            PortKind::VhostUser(vhost) => {
+                Attachment::Guest(GuestPort::new(at, Arc::clone(&name), vhost.clone(), mtu))
+            }
+            PortKind::Dpdk(_) => Attachment::absent(),
+        };
+        let workers = self.workers.handles().len();
+        let mut port = Port::new(at, name, wanted, Origin::File, attachment, workers);
+        port.failure = Some(reason.message.clone());
+        Ok(port)
+    }
+
     /// A port that was made and never shown goes.
-    fn release(&mut self, port: &Port) {
+    pub(super) fn release(&mut self, port: &Port) {
         self.free_place(port.at);
     }
 
-    /// Shows a port to the main loop and, with the next snapshot, to workers.
-    fn put_in(&mut self, port: Port, watch: &mut dyn Watch) {
-        let (name, at) = (port.name.to_string(), port.at);
-        if let Attachment::Guest(guest) = &port.attachment
-            && let Some(listener) = guest.listener()
-        {
-            watch.watch(listener, Token::Port(at.index));
-        }
-        self.ports.insert(name.clone(), port);
-        // Before its first frame: a worker looks frames' ports up in the snapshot.
-        self.publish();
-        #[cfg(feature = "dpdk")]
-        if let Some(Port {
-            attachment: Attachment::Nic(nic),
-            ..
-        }) = self.ports.get_mut(&name)
-        {
-            nic.start(at, &self.workers);
-        }
-        tracing::info!(port = name, "port added");
+    /// Puts a port in its place. It does nothing before [`set_going`](Self::set_going).
+    pub(super) fn put_in(&mut self, port: Port) {
+        tracing::info!(port = %port.name, "port added");
+        self.ports.insert(port.name.to_string(), port);
     }
 
-    /// Ends a port. When this returns nothing of it is in use.
-    fn take_out(&mut self, name: &str, watch: &mut dyn Watch) {
-        let Some(port) = self.ports.get_mut(name) else {
+    /// Lets ports that are in the snapshot take connections and frames: workers look a frame's port up there.
+    pub(super) fn set_going<'n>(
+        &mut self,
+        names: impl IntoIterator<Item = &'n str>,
+        watch: &mut dyn Watch,
+    ) {
+        for name in names {
+            let Some(port) = self.ports.get_mut(name) else {
+                continue;
+            };
+            match &mut port.attachment {
+                Attachment::Guest(guest) => {
+                    if let Some(listener) = guest.listener() {
+                        watch.watch(listener, Token::Port(port.at.index));
+                    }
+                }
+                Attachment::Absent(_) => {}
+                #[cfg(feature = "dpdk")]
+                Attachment::Nic(nic) => nic.start(port.at, &self.workers),
+            }
+        }
+    }
+
+    /// Ends a port. When this returns nothing of it is in use; its addresses are not believed any more, and leave the
+    /// tables with the next tick.
+    pub(super) fn take_out(&mut self, name: &str, watch: &mut dyn Watch) {
+        let Some(mut port) = self.ports.remove(name) else {
             return;
         };
         match &mut port.attachment {
             Attachment::Guest(guest) => close(guest, watch),
+            Attachment::Absent(_) => {}
             #[cfg(feature = "dpdk")]
             Attachment::Nic(nic) => nic.stop(port.at, &self.workers),
         }
-        let gone = self.ports.remove(name);
-        self.publish();
-        if let Some(gone) = gone {
-            self.free_place(gone.at);
-            for bridge in self.bridges.values_mut() {
-                bridge.fdb.retain(|e| e.port != gone.at);
-            }
-        }
+        self.free_place(port.at);
         tracing::info!(port = name, "port removed");
     }
 
-    fn take_place(&mut self) -> Result<PortRef, RpcError> {
-        let free = self
-            .places
-            .iter_mut()
-            .enumerate()
-            .find(|(_, place)| !place.taken);
-        let Some((index, place)) = free else {
+    fn take_place(&mut self, name: &Arc<str>) -> Result<PortRef, RpcError> {
+        let mut places = self.places.iter_mut().enumerate();
+        let Some((index, place)) = places.find(|(_, place)| place.holder.is_none()) else {
             return Err(RpcError::new(
                 code::LIMIT,
                 format!("the switch has {MAX_PORTS} ports, which is its limit; remove one first"),
             ));
         };
-        place.taken = true;
+        place.holder = Some(Arc::clone(name));
         place.incarnation = (place.incarnation + 1) & 0x7fff;
         Ok(PortRef {
             index: PortIndex(index as u16),
@@ -488,7 +365,7 @@ impl Switch {
 
     fn free_place(&mut self, at: PortRef) {
         if let Some(place) = self.places.get_mut(usize::from(at.index.0)) {
-            place.taken = false;
+            place.holder = None;
         }
     }
 
@@ -536,7 +413,7 @@ impl Switch {
 
     // ---- tables and time ----------------------------------------------------------------------------------------
 
-    fn pin_static_addresses(&mut self) {
+    pub(super) fn pin_static_addresses(&mut self) {
         let now = self.now();
         for port in self.ports.values() {
             if let Some(bridge) = self.bridges.get_mut(&port.config.bridge) {
@@ -549,9 +426,13 @@ impl Switch {
     pub fn learn(&mut self) {
         let now = self.now();
         for seen in self.shared.learn.drain() {
-            let alive = self.ports.values().any(|p| p.at == seen.port);
-            let bridge = self.bridges.values_mut().find(|b| b.index == seen.bridge);
-            if let Some(bridge) = bridge.filter(|_| alive) {
+            // The port may be gone by now, or on another bridge.
+            let Some(bridge) = self.port_at(seen.port).map(|p| p.config.bridge.clone()) else {
+                continue;
+            };
+            if let Some(bridge) = self.bridges.get_mut(&bridge)
+                && bridge.index == seen.bridge
+            {
                 bridge.learn(seen.vid, seen.mac, seen.port, now);
             }
         }
@@ -561,9 +442,16 @@ impl Switch {
     pub fn tick(&mut self) {
         let now = CoarseSecond(self.started.elapsed().as_secs() as u32);
         self.shared.clock.store(now.0, Ordering::Relaxed);
-        let ports = &self.ports;
-        for bridge in self.bridges.values_mut() {
-            bridge.age(now, |at| ports.values().any(|p| p.at == at));
+        let mut live = vec![None; self.places.len()];
+        for port in self.ports.values() {
+            if let Some(place) = live.get_mut(usize::from(port.at.index.0)) {
+                *place = Some((port.at, port.config.bridge.as_str()));
+            }
+        }
+        for (name, bridge) in &mut self.bridges {
+            bridge.age(now, |at| {
+                live.get(usize::from(at.index.0)) == Some(&Some((at, name.as_str())))
+            });
         }
         let elapsed = self.sampled.elapsed();
         self.sampled = Instant::now();
@@ -582,11 +470,27 @@ impl Switch {
     // ---- sessions -----------------------------------------------------------------------------------------------
 
     /// Somebody connects to the port in this place.
-    pub fn accept(&mut self, index: PortIndex) {
+    pub fn accept(&mut self, index: PortIndex, watch: &mut dyn Watch) {
         let (workers, shared) = (Arc::clone(&self.workers), Arc::clone(&self.shared));
-        let port = self.ports.values_mut().find(|p| p.at.index == index);
-        if let Some(guest) = port.and_then(Port::guest_mut) {
-            guest.accept(&workers, &shared);
+        let port = self.port_in(index);
+        if let Some(guest) = port.and_then(Port::guest_mut)
+            && let Err(error) = guest.accept(&workers, &shared)
+            && let Some(listener) = guest.listener()
+        {
+            tracing::warn!(socket = %listener.path().display(), %error, "cannot accept a connection; resting for a second");
+            watch.unwatch(listener);
+            self.resting.push(index);
+        }
+    }
+
+    /// Listeners that could not accept are tried again.
+    pub fn wake_listeners(&mut self, watch: &mut dyn Watch) {
+        for index in std::mem::take(&mut self.resting) {
+            let port = self.port_in(index);
+            if let Some(listener) = port.and_then(Port::guest_mut).and_then(|g| g.listener()) {
+                watch.unwatch(listener);
+                watch.watch(listener, Token::Port(index));
+            }
         }
     }
 
@@ -606,7 +510,7 @@ impl Switch {
         let shared = Arc::clone(&self.shared);
         for report in shared.reports.drain() {
             let Report::SessionEnded(at, id, how) = report;
-            let port = self.ports.values_mut().find(|p| p.at == at);
+            let port = self.port_in(at.index).filter(|p| p.at == at);
             if let Some(guest) = port.and_then(Port::guest_mut) {
                 guest.session_ended(id, &how);
             }
@@ -624,14 +528,14 @@ impl Switch {
 }
 
 /// What only one port can have: its socket or its device.
-fn resource(port: &config::Port) -> &std::ffi::OsStr {
+pub(super) fn resource(port: &config::Port) -> &std::ffi::OsStr {
     match &port.kind {
         PortKind::VhostUser(vhost) => vhost.socket.as_os_str(),
         PortKind::Dpdk(dpdk) => dpdk.device.as_ref(),
     }
 }
 
-fn mtu_of(config: &Config, port: &config::Port) -> u16 {
+pub(super) fn mtu_of(config: &Config, port: &config::Port) -> u16 {
     config
         .bridges
         .get(&port.bridge)

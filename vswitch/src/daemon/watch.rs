@@ -63,12 +63,29 @@ impl Token {
     }
 }
 
+/// What a descriptor is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interest {
+    /// Until it can be read.
+    pub read: bool,
+    /// Until it can be written.
+    pub write: bool,
+}
+
+impl Interest {
+    /// Until it can be read, and nothing else.
+    pub const READ: Self = Interest {
+        read: true,
+        write: false,
+    };
+}
+
 /// The main loop, to those who open and close descriptors that it has to wait for.
 pub trait Watch {
     /// Waits until this can be read.
     fn watch(&mut self, fd: &dyn AsRawFd, token: Token);
-    /// Waits until it can be written too, or no longer.
-    fn watch_writable(&mut self, fd: &dyn AsRawFd, token: Token, writable: bool);
+    /// Waits for something else than before.
+    fn rewatch(&mut self, fd: &dyn AsRawFd, token: Token, interest: Interest);
     /// No longer waits for it. To be called before it is closed.
     fn unwatch(&mut self, fd: &dyn AsRawFd);
 }
@@ -89,12 +106,10 @@ impl Watch for EventOps<'_> {
         }
     }
 
-    fn watch_writable(&mut self, fd: &dyn AsRawFd, token: Token, writable: bool) {
-        let set = if writable {
-            EventSet::IN | EventSet::OUT
-        } else {
-            EventSet::IN
-        };
+    fn rewatch(&mut self, fd: &dyn AsRawFd, token: Token, interest: Interest) {
+        let mut set = EventSet::empty();
+        set.set(EventSet::IN, interest.read);
+        set.set(EventSet::OUT, interest.write);
         let events = Events::with_data(&Raw(fd.as_raw_fd()), token.to_data(), set);
         if let Err(error) = self.modify(events) {
             tracing::error!(?token, ?error, "the main loop cannot wait for a descriptor");

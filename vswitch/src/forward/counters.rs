@@ -105,6 +105,8 @@ reasons! {
         NotConnected => "not-connected",
         /// The port is administratively down.
         AdminDown => "port-down",
+        /// Its tag would come off and leave a second one that the sender chose.
+        DoubleTagged => "double-tagged",
         /// The receiver has no free buffer.
         RingFull => "ring-full",
         /// The frame does not fit the receiver's buffer, and it did not negotiate merging them.

@@ -21,6 +21,8 @@ pub struct Ethernet {
     pub src: MacAddr,
     /// Tag control information of the outer 802.1Q tag.
     pub tci: Option<u16>,
+    /// Behind that tag is another one.
+    pub double_tagged: bool,
 }
 
 impl Ethernet {
@@ -29,16 +31,18 @@ impl Ethernet {
     pub fn read(head: &[u8]) -> Option<Self> {
         let h: &[u8; ETHERNET] = head.first_chunk()?;
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *h;
-        let tci = if u16::from_be_bytes([t0, t1]) == TPID_VLAN {
-            let tag = head.get(14..18)?.first_chunk::<2>()?;
-            Some(u16::from_be_bytes(*tag))
+        let (tci, double_tagged) = if u16::from_be_bytes([t0, t1]) == TPID_VLAN {
+            let [c0, c1, n0, n1] = *head.get(ETHERNET..)?.first_chunk()?;
+            let next = u16::from_be_bytes([n0, n1]);
+            (Some(u16::from_be_bytes([c0, c1])), next == TPID_VLAN)
         } else {
-            None
+            (None, false)
         };
         Some(Ethernet {
             dst: MacAddr([d0, d1, d2, d3, d4, d5]),
             src: MacAddr([s0, s1, s2, s3, s4, s5]),
             tci,
+            double_tagged,
         })
     }
 
@@ -59,6 +63,8 @@ pub enum Destination {
     Port(PortIndex),
     /// To every other port that carries the VLAN.
     Flood,
+    /// Back where it came from: nowhere. Its source is learned all the same.
+    Reflected,
 }
 
 /// A decided frame.
@@ -95,13 +101,17 @@ pub fn decide(
     if eth.dst.0.starts_with(&LINK_LOCAL) && eth.dst.0[5] <= 0x0f {
         return Err(InputDrop::LinkLocal);
     }
+    if eth.double_tagged && eth.tci.is_some_and(|t| t & 0xfff == 0) {
+        // Taking the priority tag off would leave the sender in a VLAN of its own choice.
+        return Err(InputDrop::VlanNotAllowed);
+    }
     let vid = ingress
         .vlan
         .classify(eth.tci)
         .ok_or(InputDrop::VlanNotAllowed)?;
     let learn = ingress.learning && !bridge.fdb.seen(vid, eth.src, ingress.at, now);
-    let to = match destination(snapshot, bridge, vid, eth.dst) {
-        Some(port) if port.index == ingress.at.index => return Err(InputDrop::Reflection),
+    let to = match destination(snapshot, bridge, ingress, vid, eth.dst) {
+        Some(port) if port.index == ingress.at.index => Destination::Reflected,
         Some(port) => Destination::Port(port.index),
         None => Destination::Flood,
     };
@@ -115,12 +125,20 @@ pub fn decide(
 
 /// The one port a destination is known to be behind, if that port is still there and carries the VLAN.
 #[inline]
-fn destination(snapshot: &Snapshot, bridge: &Bridge, vid: Vid, dst: MacAddr) -> Option<PortRef> {
+fn destination(
+    snapshot: &Snapshot,
+    bridge: &Bridge,
+    ingress: &Port,
+    vid: Vid,
+    dst: MacAddr,
+) -> Option<PortRef> {
     if dst.is_multicast() {
         return None;
     }
     let port = bridge.fdb.lookup(vid, dst)?;
-    snapshot.live(port).filter(|p| p.carries(vid)).map(|p| p.at)
+    // The bridge too: while a port moves to another one, its addresses may still be learned on the old.
+    let port = snapshot.live(port)?;
+    (port.bridge == ingress.bridge && port.carries(vid)).then_some(port.at)
 }
 
 #[cfg(test)]
@@ -197,10 +215,8 @@ mod tests {
         fdb.insert(Vid(0), MacAddr(B), b_at, NOW, false);
         let v = ask(&s, 0, &frame(B, A, None), 64).unwrap();
         assert_eq!(v.to, Destination::Port(PortIndex(1)));
-        assert_eq!(
-            ask(&s, 1, &frame(B, A, None), 64),
-            Err(InputDrop::Reflection)
-        );
+        let v = ask(&s, 1, &frame(B, A, None), 64).unwrap();
+        assert_eq!((v.to, v.learn), (Destination::Reflected, Some(MacAddr(A))));
     }
 
     #[test]
@@ -216,6 +232,36 @@ mod tests {
             ask(&s, 0, &frame(B, A, None), 64).unwrap().to,
             Destination::Flood
         );
+    }
+
+    #[test]
+    fn an_entry_of_a_port_on_another_bridge_is_not_believed() {
+        let mut fdb = FdbWriter::new(16, [1, 1]);
+        let mut moved = port(1, VlanRule::untagged());
+        moved.as_mut().unwrap().bridge = BridgeIndex(1);
+        let at = moved.as_ref().unwrap().at;
+        let bridges = (0..2).map(|_| {
+            Some(BridgeSpec {
+                mtu: 1500,
+                fdb: fdb.table(),
+            })
+        });
+        let ports = vec![port(0, VlanRule::untagged()), moved];
+        let s = Snapshot::new(ports, bridges.collect(), None);
+        fdb.insert(Vid(0), MacAddr(B), at, NOW, false);
+        let verdict = ask(&s, 0, &frame(B, A, None), 64).unwrap();
+        assert_eq!(verdict.to, Destination::Flood);
+    }
+
+    #[test]
+    fn a_priority_tag_does_not_hide_another_tag() {
+        let fdb = FdbWriter::new(16, [1, 1]);
+        let s = switch(&fdb);
+        let mut hidden = frame(B, A, Some(0));
+        hidden[16..20].copy_from_slice(&[0x81, 0x00, 0x00, 0x14]);
+        for from in [0, 2] {
+            assert_eq!(ask(&s, from, &hidden, 64), Err(InputDrop::VlanNotAllowed));
+        }
     }
 
     #[test]

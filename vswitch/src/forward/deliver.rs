@@ -6,6 +6,7 @@ use arrayvec::ArrayVec;
 use vswitch_packet::{Accepts, Offload, check_offload};
 use vswitch_vhost::{RxError, RxFeatures, RxRing, TxFrame};
 
+use super::BURST;
 use super::counters::{InputDrop, OutputDrop, PortCounters};
 use super::decide::{Destination, Verdict, decide};
 use super::fdb::CoarseSecond;
@@ -14,7 +15,6 @@ use super::learn::{LearnMailbox, Seen};
 use super::snapshot::{Bridge, Output, Port, Snapshot};
 use super::software::Finisher;
 use super::steer;
-use super::{BURST, Vid};
 use crate::capture::{self, Direction};
 
 /// A burst of frames from one source. A frame that could not be taken is its drop reason.
@@ -94,12 +94,7 @@ impl Forwarder {
                     Err(reason) => (Direction::Drop, Some(reason.name())),
                 };
                 let seen = self.seen(i, &frame, [frame.head, &[], &[]], 0);
-                taps.show(
-                    (ctx.ingress.at.index, &ctx.ingress.name),
-                    direction,
-                    reason,
-                    seen,
-                );
+                taps.show((ctx.ingress.at, &ctx.ingress.name), direction, reason, seen);
             }
         }
         while let Some((output, list)) = self.groups.pop() {
@@ -161,14 +156,15 @@ impl Forwarder {
     ) -> Result<u64, InputDrop> {
         let mut copies = 0;
         match verdict.to {
+            Destination::Reflected => return Err(InputDrop::Reflection),
             Destination::Port(index) => {
                 let port = ctx.snapshot.port(index).ok_or(InputDrop::NoOutput)?;
-                copies += self.file_one(port, verdict.vid, verdict.tci, i, frame);
+                copies += self.file_one(port, &verdict, i, frame);
             }
             Destination::Flood => {
                 let others = bridge.members.iter().filter(|p| p.at != ctx.ingress.at);
                 for port in others.filter(|p| p.carries(verdict.vid)) {
-                    copies += self.file_one(port, verdict.vid, verdict.tci, i, frame);
+                    copies += self.file_one(port, &verdict, i, frame);
                 }
             }
         }
@@ -180,22 +176,12 @@ impl Forwarder {
     }
 
     #[inline]
-    fn file_one(
-        &mut self,
-        port: &Port,
-        vid: Vid,
-        tci: Option<u16>,
-        i: u8,
-        frame: &TxFrame<'_>,
-    ) -> u64 {
+    fn file_one(&mut self, port: &Port, verdict: &Verdict, i: u8, frame: &TxFrame<'_>) -> u64 {
+        let edit = port.vlan.edit(verdict.vid, verdict.tci);
         let len = frame.len as usize;
-        let queue = steer::queue(&port.output, self.worker, vid, frame.head, len);
+        let queue = steer::queue(&port.output, self.worker, verdict.vid, frame.head, len);
         let output = port.first_output.queue(queue);
-        let filed = Filed {
-            frame: i,
-            edit: port.vlan.edit(vid, tci),
-        };
-        u64::from(self.groups.file(output, filed))
+        u64::from(self.groups.file(output, Filed { frame: i, edit }))
     }
 
     /// Writes one output's frames, under its lock, taken once.
@@ -257,7 +243,7 @@ impl Forwarder {
                 let mut tag = [0; 4];
                 let (parts, shift) = filed.edit.parts(frame.head, &mut tag);
                 let seen = self.seen(usize::from(filed.frame), &frame, parts, shift);
-                taps.show((port.at.index, &port.name), direction, reason, seen);
+                taps.show((port.at, &port.name), direction, reason, seen);
             }
         }
     }

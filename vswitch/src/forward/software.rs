@@ -13,6 +13,10 @@ use vswitch_vhost::{Piece, Pieces, TxFrame};
 use super::counters::OutputDrop;
 use super::deliver::Sent;
 
+/// Where the type behind the first tag is, and what it is if a second one follows.
+const SECOND_TAG: std::ops::Range<usize> = 16..18;
+const TPID_VLAN: [u8; 2] = [0x81, 0x00];
+
 /// A tag may come on top of the largest frame.
 const LARGEST: usize = MAX_FRAME_LEN + 4;
 
@@ -43,6 +47,9 @@ impl Finisher {
         accepts: Accepts,
         mut put: impl FnMut(&VirtioNetHdr, &[&[u8]], Pieces<'_>) -> Result<(), OutputDrop>,
     ) -> Result<Sent, OutputDrop> {
+        if edit == HeadEdit::Pop && frame.head.get(SECOND_TAG) == Some(&TPID_VLAN[..]) {
+            return Err(OutputDrop::DoubleTagged);
+        }
         let mut tag = [0; 4];
         let (parts, shift) = edit.parts(frame.head, &mut tag);
         let Some(mut header) = offload.header_for(accepts) else {

@@ -158,12 +158,13 @@ impl<'c> Checker<'c, '_> {
     fn name(&mut self, path: &[&str], name: &str) {
         let fits = name
             .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric());
         if !fits || !limits::NAME.contains(&name.chars().count()) {
             self.key(
                 path,
                 format!("`{name}` cannot be a name"),
-                "use 1 to 32 of the characters A-Z a-z 0-9 _ . -",
+                "use 1 to 32 of the characters A-Z a-z 0-9 _ . -, a letter or digit first",
             );
         }
     }

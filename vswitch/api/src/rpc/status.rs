@@ -134,7 +134,7 @@ pub struct Link {
     pub state: LinkState,
     /// When that began, seconds since 1970.
     pub since: u64,
-    /// Why it is not up: a sentence with what to do. Absent when up.
+    /// Why it is not up, or not all of it: a sentence with what to do. Absent when all is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
