@@ -291,6 +291,19 @@ impl RxBurst<'_> {
         Ok(())
     }
 
+    /// Whether the guest has no buffer left: then nothing fits, however small, and preparing a frame is in vain.
+    #[inline]
+    #[must_use]
+    pub fn is_full(&mut self) -> bool {
+        let core = &mut self.ring.core;
+        if core.seen() == 0 && !self.looked {
+            self.looked = true;
+            // A ring that turns out broken here says so at its next use.
+            let _ = core.look();
+        }
+        core.seen() == 0
+    }
+
     /// Shows the guest everything delivered; says how many buffers that took.
     #[inline]
     pub fn finish(self) -> u16 {

@@ -310,6 +310,11 @@ impl Client {
                 "this connection captures already; stop that capture first, or use another connection",
             ));
         }
+        if params.count == Some(0) {
+            let message =
+                "a capture of 0 frames shows nothing; leave `count` out, or make it at least 1";
+            return Err(RpcError::new(code::INVALID_PARAMS, message));
+        }
         let filter = filter(&params, switch)?;
         let tap = Tap::new(filter).map(Arc::new).map_err(|e| {
             RpcError::new(

@@ -266,6 +266,11 @@ impl Forwarder {
             let (Ok(frame), Some(offload)) = (frames.get(i), self.offloads.get(i)) else {
                 continue;
             };
+            // Before any work is put into the frame: software segmentation for a full ring would be for nothing.
+            if burst.is_full() {
+                *outcome = Err(OutputDrop::RingFull);
+                continue;
+            }
             *outcome =
                 self.finisher
                     .deliver(&frame, filed.edit, offload, accepts, |h, parts, tail| {

@@ -15,7 +15,7 @@ pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) 
     match output {
         Output::Guest(queues) if queues.active() < 2 => 0,
         Output::Guest(queues) => flow_key(vid, head, len).map_or(0, |key| queues.select(&key)),
-        // A NIC's queues are for its senders: each worker has its own, so a flow stays on one.
+        // A NIC's queues are for its senders, the workers: a flow stays on one while its worker does.
         #[cfg(feature = "dpdk")]
         Output::Nic(nic) => (worker % usize::from(nic.queues().max(1))) as u16,
     }
