@@ -26,7 +26,7 @@ use vswitch_packet::{Accepts, HEAD_LEN, HeadEdit, L4, Offload, VirtioNetHdr, par
 use vswitch_vhost::{Piece, Pieces, TxFrame};
 
 use crate::forward::counters::{InputDrop, OutputDrop};
-use crate::forward::deliver::{Frames, Outcomes};
+use crate::forward::deliver::{Frames, Outcome, Outcomes};
 use crate::forward::software::Finisher;
 use crate::forward::{BURST, PortRef};
 use crate::worker::{QueueKey, Workers};
@@ -430,8 +430,8 @@ impl NicOutput {
         }
         tx.flush();
         for (outcome, failed) in outcomes.iter_mut().zip(&tx.failed) {
-            if let (Ok(_), Some(reason)) = (&outcome, failed) {
-                *outcome = Err(*reason);
+            if let (Ok(_), Some(reason)) = (outcome.get(), failed) {
+                *outcome = Outcome::dropped(*reason);
             }
         }
     }

@@ -73,16 +73,17 @@ impl Forwarder {
         let Some(counters) = ctx.ingress.counters.get(self.worker) else {
             return;
         };
-        for i in 0..frames.len().min(BURST) {
-            counters.received.add(1);
+        let (mut bytes, mut switched, mut copies) = (0, 0, 0);
+        let len = frames.len().min(BURST);
+        for i in 0..len {
             let outcome = frames.get(i).and_then(|frame| {
-                counters.received_bytes.add(u64::from(frame.len));
+                bytes += u64::from(frame.len);
                 self.take(ctx, i as u8, &frame)
             });
             match outcome {
-                Ok(copies) => {
-                    counters.switched.add(1);
-                    counters.copies.add(copies);
+                Ok(n) => {
+                    switched += 1;
+                    copies += n;
                 }
                 Err(reason) => counters.drop_input(reason),
             }
@@ -97,6 +98,10 @@ impl Forwarder {
                 taps.show((ctx.ingress.at, &ctx.ingress.name), direction, reason, seen);
             }
         }
+        counters.received.add(len as u64);
+        counters.received_bytes.add(bytes);
+        counters.switched.add(switched);
+        counters.copies.add(copies);
         while let Some((output, list)) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
                 self.deliver(ctx, port, queue, &list, frames);
@@ -197,9 +202,10 @@ impl Forwarder {
             return;
         };
         counters.offered.add(list.len() as u64);
-        let mut outcomes: Outcomes = list.iter().map(|_| Err(OutputDrop::NotConnected)).collect();
+        let nobody = Outcome::dropped(OutputDrop::NotConnected);
+        let mut outcomes: Outcomes = list.iter().map(|_| nobody).collect();
         if !port.admin_up {
-            outcomes.fill(Err(OutputDrop::AdminDown));
+            outcomes.fill(Outcome::dropped(OutputDrop::AdminDown));
         } else {
             match &port.output {
                 Output::Guest(queues) => {
@@ -224,14 +230,16 @@ impl Forwarder {
                 }
             }
         }
+        let (mut delivered, mut packets, mut bytes) = (0, 0, 0);
         for (filed, outcome) in list.iter().zip(&outcomes) {
+            let outcome = outcome.get();
             match outcome {
-                Ok(sent) => {
-                    counters.delivered.add(1);
-                    counters.delivered_packets.add(u64::from(sent.packets));
-                    counters.delivered_bytes.add(u64::from(sent.bytes));
+                Ok((p, b)) => {
+                    delivered += 1;
+                    packets += u64::from(p);
+                    bytes += u64::from(b);
                 }
-                Err(reason) => counters.drop_output(*reason, 1),
+                Err(reason) => counters.drop_output(reason, 1),
             }
             if let Some(taps) = &ctx.snapshot.capture
                 && let Ok(frame) = frames.get(usize::from(filed.frame))
@@ -246,6 +254,9 @@ impl Forwarder {
                 taps.show((port.at, &port.name), direction, reason, seen);
             }
         }
+        counters.delivered.add(delivered);
+        counters.delivered_packets.add(packets);
+        counters.delivered_bytes.add(bytes);
     }
 
     fn fill_guest<F: Frames>(
@@ -259,7 +270,7 @@ impl Forwarder {
         let accepts = accepts(ring);
         let mut burst = match ring.begin() {
             Ok(burst) => burst,
-            Err(_) => return outcomes.fill(Err(OutputDrop::RingBroken)),
+            Err(_) => return outcomes.fill(Outcome::dropped(OutputDrop::RingBroken)),
         };
         for (filed, outcome) in list.iter().zip(outcomes.iter_mut()) {
             let i = usize::from(filed.frame);
@@ -268,7 +279,7 @@ impl Forwarder {
             };
             // Before any work is put into the frame: software segmentation for a full ring would be for nothing.
             if burst.is_full() {
-                *outcome = Err(OutputDrop::RingFull);
+                *outcome = Outcome::dropped(OutputDrop::RingFull);
                 continue;
             }
             *outcome =
@@ -303,17 +314,42 @@ impl Forwarder {
     }
 }
 
-/// What left of one frame.
+/// What became of one frame at one output: packets and bytes that left, or the reason why none did.
+///
+/// One word, so that it travels in a register. As an enum it was put together in memory from smaller parts and read back
+/// whole, which a processor cannot forward: each frame then waited for the stores of the frame before, into lines that
+/// were with the guest's CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sent {
-    /// Packets: more than one if software cut it into segments.
-    pub packets: u32,
-    /// Their bytes.
-    pub bytes: u32,
+pub struct Outcome(u64);
+
+impl Outcome {
+    const DROPPED: u64 = 1 << 63;
+
+    /// It left, as this many packets (below 2^31: more than one if software cut it into segments) of this many bytes.
+    #[inline]
+    pub fn sent(packets: u32, bytes: u32) -> Self {
+        Outcome(u64::from(packets) << 32 | u64::from(bytes))
+    }
+
+    /// It did not.
+    #[inline]
+    pub fn dropped(reason: OutputDrop) -> Self {
+        Outcome(Self::DROPPED | reason as u64)
+    }
+
+    /// Packets and bytes, or the reason.
+    #[inline]
+    pub fn get(self) -> Result<(u32, u32), OutputDrop> {
+        if self.0 & Self::DROPPED == 0 {
+            return Ok(((self.0 >> 32) as u32, self.0 as u32));
+        }
+        let reason = OutputDrop::ALL.get(self.0 as u8 as usize);
+        Err(reason.copied().unwrap_or(OutputDrop::OffloadFailed))
+    }
 }
 
 /// What became of each frame of a list.
-pub type Outcomes = ArrayVec<Result<Sent, OutputDrop>, BURST>;
+pub type Outcomes = ArrayVec<Outcome, BURST>;
 
 /// What the sender left to offloads, checked against the frame.
 #[inline]

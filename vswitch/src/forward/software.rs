@@ -11,7 +11,7 @@ use vswitch_packet::{
 use vswitch_vhost::{Piece, Pieces, TxFrame};
 
 use super::counters::OutputDrop;
-use super::deliver::Sent;
+use super::deliver::Outcome;
 
 /// Where the type behind the first tag is, and what it is if a second one follows.
 const SECOND_TAG: std::ops::Range<usize> = 16..18;
@@ -46,21 +46,21 @@ impl Finisher {
         offload: &Offload,
         accepts: Accepts,
         mut put: impl FnMut(&VirtioNetHdr, &[&[u8]], Pieces<'_>) -> Result<(), OutputDrop>,
-    ) -> Result<Sent, OutputDrop> {
+    ) -> Outcome {
         if edit == HeadEdit::Pop && frame.head.get(SECOND_TAG) == Some(&TPID_VLAN[..]) {
-            return Err(OutputDrop::DoubleTagged);
+            return Outcome::dropped(OutputDrop::DoubleTagged);
         }
         let mut tag = [0; 4];
         let (parts, shift) = edit.parts(frame.head, &mut tag);
         let Some(mut header) = offload.header_for(accepts) else {
-            return self.finish(&parts, frame.tail, &moved(*offload, shift), put);
+            let finished = self.finish(&parts, frame.tail, &moved(*offload, shift), put);
+            return finished.unwrap_or_else(Outcome::dropped);
         };
         edit.adjust(&mut header);
-        put(&header, &parts, frame.tail)?;
-        Ok(Sent {
-            packets: 1,
-            bytes: frame.len.saturating_add_signed(i32::from(shift)),
-        })
+        match put(&header, &parts, frame.tail) {
+            Ok(()) => Outcome::sent(1, frame.len.saturating_add_signed(i32::from(shift))),
+            Err(reason) => Outcome::dropped(reason),
+        }
     }
 
     /// The slow path.
@@ -71,7 +71,7 @@ impl Finisher {
         tail: Pieces<'_>,
         offload: &Offload,
         mut put: impl FnMut(&VirtioNetHdr, &[&[u8]], Pieces<'_>) -> Result<(), OutputDrop>,
-    ) -> Result<Sent, OutputDrop> {
+    ) -> Result<Outcome, OutputDrop> {
         let head: usize = parts.iter().map(|p| p.len()).sum();
         let len = head + tail.len();
         if len > LARGEST {
@@ -89,10 +89,7 @@ impl Finisher {
                 complete_checksum(&mut self.frame, csum);
             }
             put(&plain, &[&self.frame], Pieces::empty())?;
-            return Ok(Sent {
-                packets: 1,
-                bytes: len as u32,
-            });
+            return Ok(Outcome::sent(1, len as u32));
         }
         let checksums = Checksums::Complete { frame: &self.frame };
         let mut segments = self
@@ -100,10 +97,7 @@ impl Finisher {
             .get(..len.min(HEAD_LEN))
             .and_then(|head| Segmenter::new(head, offload, checksums))
             .ok_or(OutputDrop::OffloadFailed)?;
-        let mut sent = Sent {
-            packets: 0,
-            bytes: 0,
-        };
+        let (mut packets, mut sent) = (0, 0);
         while let Some(segment) = segments.next_segment(&mut self.segment_head) {
             let (Some(header), Some(payload)) = (
                 self.segment_head.get(..segment.header_len),
@@ -114,10 +108,10 @@ impl Finisher {
             let bytes = payload.len();
             let payload = [Piece::from(payload)];
             put(&plain, &[header], Pieces::from_slice(&payload))?;
-            sent.packets += 1;
-            sent.bytes += (header.len() + bytes) as u32;
+            packets += 1;
+            sent += (header.len() + bytes) as u32;
         }
-        Ok(sent)
+        Ok(Outcome::sent(packets, sent))
     }
 }
 
