@@ -1,1 +1,76 @@
-//! vswitch-bench
+//! Measures the switch against its peers: every claim about speed is a command that repeats it.
+//!
+//! ```sh
+//! cargo run --release -p vswitch-bench -- vvp --quick
+//! ```
+//!
+//! # How a figure comes about
+//!
+//! Two CPUs are used: one for the *generator* (two simulated guests in one thread, which send,
+//! receive and check every frame), the other for the *contestant* (the switch, or a peer doing the
+//! same job). All contestants are started once and stand still, stopped; then each in turn gets a
+//! slice of about a second, in an order that rotates from round to round. Before and after each
+//! slice a probe finds out whether the two CPUs share a cache at the moment: on virtual machines
+//! that changes, and with it every figure by a factor. A slice that was disturbed is measured, kept
+//! in the raw samples, and not counted. What is reported are medians of slices of one cache class,
+//! and ratios to the peers of the same run.
+//!
+//! # Where things are
+//!
+//! | module | is |
+//! | --- | --- |
+//! | [`experiment`] | what is measured; one file each |
+//! | [`contestant`] | who is measured: the switch, peers, the bare mover |
+//! | [`generator`] | the load: sends, receives, checks, counts |
+//! | [`rounds`] | slices in turn, and when there are enough |
+//! | [`probe`], [`interference`] | what the machine does meanwhile |
+//! | [`stats`], [`report`] | medians, ratios, table, JSON, plot |
+//! | [`lock`], [`cpu`], [`machine`] | one measurement at a time, on which CPUs, on what machine |
+//!
+//! # Limits
+//!
+//! One worker, one queue pair, two CPUs; frames up to 2,036 bytes. Linux on x86-64. Without root it
+//! works, but nothing can be given priority over other load.
+
+#![forbid(unsafe_code)]
+
+pub mod contestant;
+pub mod cpu;
+mod error;
+pub mod experiment;
+pub mod generator;
+pub mod interference;
+pub mod lock;
+pub mod machine;
+mod options;
+pub mod probe;
+mod process;
+pub mod report;
+pub mod rounds;
+pub mod stats;
+
+pub use error::{Error, Result};
+pub use options::{Options, Peer, What};
+
+/// Does what the command line asks for.
+pub fn run(options: &Options) -> Result<()> {
+    match options.what {
+        What::List => {
+            print!("{}", options::list());
+            Ok(())
+        }
+        What::Vvp => {
+            let report = experiment::vvp::run(options)?;
+            print!("{}", report::table::render(&report));
+            if let Some(path) = &options.json {
+                report::write_json(&report, path)?;
+                println!("raw samples: {}", path.display());
+            }
+            if let Some(path) = &options.svg {
+                report::plot::write(&report, path)?;
+                println!("plot: {}", path.display());
+            }
+            Ok(())
+        }
+    }
+}

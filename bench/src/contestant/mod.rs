@@ -1,0 +1,99 @@
+//! Who is measured. All of them do the same job: take what guest A sends and give it to guest B, with
+//! one data thread on the worker's CPU, polling.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vswitch_simguest::driver::{RxOptions, TxOptions};
+use vswitch_simguest::{Builder, SimGuest};
+
+use crate::Result;
+use crate::generator::{Ends, FEATURES, MAC_A, MAC_B, RING_SIZE, Wire};
+
+pub use mover::Mover;
+pub use switch::{Switch, built};
+pub use testpmd::Testpmd;
+
+mod mover;
+mod switch;
+mod testpmd;
+
+/// One that can be measured.
+///
+/// It is started once and then stands still except in its slices. The drop ends it, whatever state it
+/// is in.
+pub trait Contestant {
+    /// What tables call it.
+    fn name(&self) -> &'static str;
+    /// What exactly it is: version, options.
+    fn describe(&self) -> String;
+    /// Stops it where it is; returns when it stands still.
+    fn stop(&mut self) -> Result<()>;
+    /// Lets it run on.
+    fn resume(&mut self) -> Result<()>;
+    /// Its guests' queues.
+    fn wire(&mut self) -> &mut Wire;
+    /// Folders in `/proc` of the threads that must not be disturbed.
+    fn tasks(&self) -> Vec<PathBuf>;
+    /// Says more about an error: what the contestant's own log has to tell.
+    fn explain(&mut self, error: crate::Error) -> crate::Error {
+        error
+    }
+}
+
+/// How long a contestant may take until it serves a guest's session.
+const SESSION_LIMIT: Duration = Duration::from_secs(30);
+
+/// Both guests, connected; their queues are taken out.
+struct Guests {
+    wire: Wire,
+    // The sessions, which must live as long as the wire is used.
+    _sessions: [SimGuest; 2],
+}
+
+impl Guests {
+    fn connect(sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        let boot = |socket: &PathBuf, mac| -> Result<_> {
+            let mut guest = options(SimGuest::connect_to(socket)).mac(mac).start()?;
+            let pair = guest.take_queue(0)?;
+            Ok((
+                guest,
+                Ends {
+                    tx: pair.tx,
+                    rx: pair.rx,
+                },
+            ))
+        };
+        let (guest_a, a) = boot(&sockets[0], MAC_A)?;
+        let (guest_b, b) = boot(&sockets[1], MAC_B)?;
+        Ok(Self {
+            wire: Wire { a, b, introduce },
+            _sessions: [guest_a, guest_b],
+        })
+    }
+}
+
+fn options(builder: Builder) -> Builder {
+    let (tx, rx) = queue_options();
+    builder
+        .features(FEATURES)
+        .tx_options(tx)
+        .rx_options(rx)
+        .timeout(SESSION_LIMIT)
+}
+
+fn queue_options() -> (TxOptions, RxOptions) {
+    let tx = TxOptions {
+        size: RING_SIZE,
+        ..TxOptions::default()
+    };
+    let rx = RxOptions {
+        size: RING_SIZE,
+        ..RxOptions::default()
+    };
+    (tx, rx)
+}
+
+fn sockets(dir: &std::path::Path) -> [PathBuf; 2] {
+    ["a.sock", "b.sock"].map(|name| dir.join(name))
+}

@@ -1,0 +1,156 @@
+//! The switch itself: `vswitchd` with one polling worker and two guests on a learning bridge.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::{Contestant, Guests, sockets};
+use crate::cpu::Placement;
+use crate::generator::Wire;
+use crate::interference::threads_of;
+use crate::process::Process;
+use crate::{Error, Result, machine};
+
+/// A running `vswitchd`.
+pub struct Switch {
+    name: &'static str,
+    // Dropped in this order: guests hang up, the daemon ends, its folder goes.
+    guests: Guests,
+    process: Process,
+    _dir: TempDir,
+    version: String,
+}
+
+/// The workspace's `vswitchd`, built now with the release profile unless it is up to date.
+pub fn built() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let asked_for = [
+        "build",
+        "--release",
+        "--package",
+        "vswitch",
+        "--bin",
+        "vswitchd",
+    ];
+    let output = Command::new(cargo)
+        .args(asked_for)
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(workspace)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(Error::io(
+            "run cargo; --vswitchd FILE measures a program that is there",
+        ))?;
+    if !output.status.success() {
+        return Err(Error::Build(format!(
+            "cargo {} ended with {}",
+            asked_for.join(" "),
+            output.status
+        )));
+    }
+    executable(&String::from_utf8_lossy(&output.stdout))
+        .ok_or_else(|| Error::Build("cargo names no program".into()))
+}
+
+/// The program that cargo's messages name.
+fn executable(messages: &str) -> Option<PathBuf> {
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    messages
+        .filter_map(|message: serde_json::Value| Some(message.get("executable")?.as_str()?.into()))
+        .next_back()
+}
+
+impl Switch {
+    /// Starts `program` and connects two guests.
+    pub fn start(name: &'static str, program: &Path, placement: Placement) -> Result<Self> {
+        let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
+        let config = dir.path().join("vswitch.yaml");
+        std::fs::write(&config, configuration(dir.path(), placement.worker))
+            .map_err(Error::io("write a configuration"))?;
+        let args = ["--config".to_owned(), config.display().to_string()];
+        let process = Process::start(name, dir.path(), program, &args)?;
+        let guests = Guests::connect(&sockets(dir.path()), true)
+            .map_err(|error| process.complain(&error.to_string()))?;
+        process.favour();
+        let version = machine::output(program, &["--version"]).unwrap_or_default();
+        Ok(Self {
+            name,
+            guests,
+            process,
+            _dir: dir,
+            version,
+        })
+    }
+}
+
+fn configuration(dir: &Path, core: usize) -> String {
+    let [a, b] = sockets(dir);
+    format!(
+        "control: {{ socket: {dir}/control.sock }}\n\
+         workers: [ {{ core: {core}, busy-poll: always }} ]\n\
+         bridges: {{ br0: {{ mtu: 9000 }} }}\n\
+         ports:\n  a: {{ vhost-user: {{ socket: {a} }} }}\n  b: {{ vhost-user: {{ socket: {b} }} }}\n",
+        dir = dir.display(),
+        a = a.display(),
+        b = b.display(),
+    )
+}
+
+impl Contestant for Switch {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn describe(&self) -> String {
+        format!(
+            "{}, MAC learning on, one worker, busy-poll always",
+            self.version
+        )
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.process.stop()
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        self.process.resume()
+    }
+
+    fn wire(&mut self) -> &mut Wire {
+        &mut self.guests.wire
+    }
+
+    fn tasks(&self) -> Vec<PathBuf> {
+        threads_of(self.process.pid())
+    }
+
+    fn explain(&mut self, error: Error) -> Error {
+        self.process.complain(&error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_says_what_it_built() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\nnoise\n\
+             {\"reason\":\"compiler-artifact\",\"executable\":\"/t/release/vswitchd\"}\n\
+             {\"reason\":\"build-finished\",\"success\":true}\n";
+        assert_eq!(executable(messages), Some("/t/release/vswitchd".into()));
+        assert_eq!(executable(""), None);
+    }
+
+    #[test]
+    fn the_configuration_names_core_and_sockets() {
+        let text = configuration(Path::new("/d"), 3);
+        assert!(
+            text.contains("core: 3") && text.contains("/d/a.sock") && text.contains("/d/b.sock")
+        );
+    }
+}

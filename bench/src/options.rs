@@ -1,0 +1,133 @@
+//! The command line.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::cpu::Placement;
+use crate::{Error, Result};
+
+/// Measures the switch against its peers, interleaved, in one run.
+///
+/// Takes the machine-wide lock for measurements and needs two CPUs to itself: run nothing else
+/// meanwhile. Absolute figures hold for this machine on this day; compare the ratios.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "vswitch-bench", version)]
+pub struct Options {
+    /// What to measure.
+    #[arg(value_name = "NAME")]
+    pub what: What,
+    /// Fewer cases, fewer and shorter slices: a minute or two instead of ten or more.
+    #[arg(long)]
+    pub quick: bool,
+    /// Write machine notes and every raw sample to this file.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a plot to this file.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Whom to measure against, separated by commas. One that is not installed is left out.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "testpmd,mover"
+    )]
+    pub peers: Vec<Peer>,
+    /// Undisturbed slices wanted of each contestant in each case [default: 7; with --quick: 5].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: Option<u32>,
+    /// CPU of the generator and CPU of the contestants [default: the first two allowed].
+    #[arg(long, value_name = "GENERATOR,WORKER", value_delimiter = ',')]
+    pub cpus: Option<Vec<usize>>,
+    /// Measure this program instead of the workspace's, which is built first.
+    #[arg(long, value_name = "FILE")]
+    pub vswitchd: Option<PathBuf>,
+    /// Measure another build of vswitchd in the same run: what a change gives.
+    #[arg(long, value_name = "FILE")]
+    pub against: Option<PathBuf>,
+}
+
+/// An experiment.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Show the experiments.
+    List,
+    /// Guest to switch to guest: frames per second by frame size and number of flows.
+    Vvp,
+}
+
+/// Who the switch is measured against.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// DPDK's testpmd between two vhost ports, io mode: forwards without looking (package dpdk-dev).
+    Testpmd,
+    /// One copy from ring to ring in our own process, no switching: the limit.
+    Mover,
+    /// Nobody.
+    None,
+}
+
+impl Options {
+    /// Undisturbed slices wanted of each contestant.
+    pub fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.quick { 5 } else { 7 })
+    }
+
+    /// Whether a peer is to take part.
+    pub fn wants(&self, peer: Peer) -> bool {
+        self.peers.contains(&peer)
+    }
+
+    /// Which CPUs are used.
+    pub fn placement(&self) -> Result<Placement> {
+        match self.cpus.as_deref() {
+            None => Placement::first_two(),
+            Some(&[generator, worker]) => Placement::new(generator, worker),
+            Some(_) => Err(Error::Usage(
+                "--cpus takes two numbers: the generator's CPU and the contestants'".into(),
+            )),
+        }
+    }
+}
+
+/// The experiments with their descriptions, a line each.
+pub(crate) fn list() -> String {
+    let mut text = String::new();
+    for what in What::value_variants() {
+        if let (Some(value), true) = (what.to_possible_value(), *what != What::List) {
+            let help = value
+                .get_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{:10} {help}", value.get_name());
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Options::command().debug_assert();
+        assert!(list().starts_with("vvp "));
+    }
+
+    #[test]
+    fn peers_and_cpus() {
+        let parse =
+            |args: &[&str]| Options::try_parse_from([&["vswitch-bench", "vvp"], args].concat());
+        let options = parse(&["--peers", "mover", "--cpus", "1,0", "--quick"]).unwrap();
+        assert!(options.wants(Peer::Mover) && !options.wants(Peer::Testpmd));
+        assert_eq!(options.rounds(), 5);
+        assert!(parse(&["--cpus", "1"]).unwrap().placement().is_err());
+        assert!(parse(&["--peers", "moover"]).is_err());
+        assert!(parse(&["--rounds", "0"]).is_err());
+    }
+}
