@@ -316,9 +316,7 @@ impl Forwarder {
 
 /// What became of one frame at one output: packets and bytes that left, or the reason why none did.
 ///
-/// One word, so that it travels in a register. As an enum it was put together in memory from smaller parts and read back
-/// whole, which a processor cannot forward: each frame then waited for the stores of the frame before, into lines that
-/// were with the guest's CPU.
+/// One word, so that it travels in a register and a list of them is four cache lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Outcome(u64);
 

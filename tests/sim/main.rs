@@ -1,0 +1,49 @@
+//! The daemon of this build under simulated guests: what needs no kernel on the other side of the socket, and much that
+//! no kernel would do.
+//!
+//! `cargo test -p vswitch-tests --test sim [NAME]` runs them; together they take about a minute. Long proofs are
+//! shortened unless `VSWITCH_TEST_FULL=1`. Each test runs a daemon of its own and ends with its books: every frame is
+//! delivered or dropped by name, and what the guests counted is what the switch counted.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use vswitch_tests::suite;
+
+mod capture;
+mod config;
+mod conversation;
+mod disturbance;
+mod fdb;
+mod forwarding;
+mod hostile;
+mod load;
+mod multiqueue;
+mod offload_matrix;
+mod offloads;
+mod restarts;
+mod sessions;
+mod setup;
+mod vlans;
+mod wakeups;
+
+fn main() -> ExitCode {
+    let modules = [
+        forwarding::CASES,
+        fdb::CASES,
+        vlans::CASES,
+        offload_matrix::CASES,
+        offloads::CASES,
+        hostile::CASES,
+        sessions::CASES,
+        disturbance::CASES,
+        conversation::CASES,
+        multiqueue::CASES,
+        wakeups::CASES,
+        config::CASES,
+        capture::CASES,
+        restarts::CASES,
+    ];
+    suite::run(modules.concat())
+}
