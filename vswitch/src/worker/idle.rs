@@ -90,7 +90,13 @@ impl Poller {
     /// What epoll says.
     pub fn new(mail: impl AsFd) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, mail, EventData::new_u64(0), EventFlags::IN)?;
+        // Edge-triggered: a letter can be read between its writer's mark and its ring, and the ring then stays unread.
+        epoll::add(
+            &epoll,
+            mail,
+            EventData::new_u64(0),
+            EventFlags::IN | EventFlags::ET,
+        )?;
         Ok(Poller { epoll })
     }
 
@@ -150,6 +156,24 @@ mod tests {
             !idle.should_sleep(false, t + SPIN_MAX / 2),
             "short sleeps lengthen it"
         );
+    }
+
+    #[test]
+    fn an_unread_ring_wakes_once() {
+        let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+        let poller = Poller::new(&bell).unwrap();
+        for _ in 0..3 {
+            rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+            let before = Instant::now();
+            poller.wait(Some(Duration::from_secs(9)));
+            assert!(before.elapsed() < Duration::from_secs(9), "a ring wakes");
+            let before = Instant::now();
+            poller.wait(Some(Duration::from_millis(20)));
+            assert!(
+                before.elapsed() >= Duration::from_millis(20),
+                "and only once"
+            );
+        }
     }
 
     #[test]
