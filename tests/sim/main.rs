@@ -22,6 +22,7 @@ mod load;
 mod multiqueue;
 mod offload_matrix;
 mod offloads;
+mod regressions;
 mod restarts;
 mod sessions;
 mod setup;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         wakeups::CASES,
         config::CASES,
         capture::CASES,
+        regressions::CASES,
         restarts::CASES,
     ];
     suite::run(modules.concat())

@@ -78,6 +78,16 @@ macro_rules! from_guest {
 
 from_guest!(GuestError, FrontendError, MemoryError, DeviceFault, TxError);
 
+/// For sockets and files that a test uses directly.
+impl From<io::Error> for Error {
+    fn from(source: io::Error) -> Self {
+        Self::Io {
+            what: "use a socket or file of the test".into(),
+            source,
+        }
+    }
+}
+
 impl Error {
     /// For `map_err`: says what was being done when the machine refused.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
