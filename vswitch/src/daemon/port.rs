@@ -14,6 +14,10 @@ use crate::forward::vlan::VlanRule;
 use crate::forward::{BridgeIndex, PortRef};
 
 /// What a port is attached to.
+#[cfg_attr(
+    not(feature = "dpdk"),
+    expect(clippy::large_enum_variant, reason = "there is one for each port")
+)]
 pub enum Attachment {
     /// A guest.
     Guest(GuestPort),

@@ -10,6 +10,10 @@ use super::Vid;
 use super::snapshot::Output;
 
 /// The queue for a frame with this head. One queue costs nothing.
+#[cfg_attr(
+    not(feature = "dpdk"),
+    expect(unused_variables, reason = "only a NIC's queue depends on the worker")
+)]
 #[inline]
 pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) -> u16 {
     match output {
