@@ -26,9 +26,15 @@
 #![deny(unsafe_code)]
 
 pub mod features;
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "maps the guest's memory, and is the only way to reach it"
+)]
 pub mod memory;
-#[allow(unsafe_code)]
+#[allow(
+    unsafe_code,
+    reason = "reads and writes what the guest may change meanwhile"
+)]
 pub mod ring;
 pub mod session;
 #[cfg(test)]

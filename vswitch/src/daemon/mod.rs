@@ -355,7 +355,7 @@ impl MutEventSubscriber for Main {
                 self.ready();
             }
             Err(error) => {
-                *self.failure.lock() = Some(error.message.replace(". Nothing was applied", ""));
+                *self.failure.lock() = Some(error.message);
                 self.stop(ops);
             }
         }
