@@ -201,6 +201,7 @@ pub(crate) fn setup(memory: &Arc<GuestMemory>, queue: &Queue, features: u64) -> 
         memory: Arc::clone(memory),
         addresses: queue.addresses(),
         size: queue.size,
+        base: 0,
         features,
         kick: Some(event()),
         call: Some(event()),

@@ -15,7 +15,9 @@
 //!
 //! Limits: [`MAX_REGIONS`] regions and [`MAX_BYTES`] bytes in a table; [`MAX_MAPPINGS`] mappings in the process.
 
+mod copy;
 mod guard;
+mod hint;
 mod mapping;
 mod piece;
 mod table;
@@ -27,5 +29,7 @@ pub use table::{
     GuestAddr, GuestMemory, MAX_BYTES, MAX_REGIONS, MemoryError, Region, RegionSpec, UserAddr,
 };
 
+pub(crate) use copy::copy_short;
+pub(crate) use hint::{LINE, prefetch_read, prefetch_write};
 pub(crate) use piece::Span;
 pub(crate) use table::{Unmapped, Window};

@@ -3,6 +3,11 @@
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
+use super::{LINE, copy_short, prefetch_read, prefetch_write};
+
+/// Up to so many bytes are copied without a call.
+const SHORT: usize = 256;
+
 /// A checked range of mapped guest memory, without a lifetime: the form kept in preallocated lists.
 ///
 /// Whoever makes one vouches that the range is mapped readable and writable, and whoever uses one that it still is.
@@ -37,6 +42,22 @@ impl Span {
         self.ptr.as_ptr()
     }
 
+    /// Asks the cache for the first `lines` lines, to be read.
+    #[inline]
+    pub(crate) fn prefetch_read(self, lines: usize) {
+        for line in 0..lines.min(self.len.div_ceil(LINE)) {
+            prefetch_read(self.ptr.as_ptr().wrapping_add(line * LINE));
+        }
+    }
+
+    /// Asks the cache for the first `lines` lines, to be written.
+    #[inline]
+    pub(crate) fn prefetch_write(self, lines: usize) {
+        for line in 0..lines.min(self.len.div_ceil(LINE)) {
+            prefetch_write(self.ptr.as_ptr().wrapping_add(line * LINE));
+        }
+    }
+
     /// Without the first `count` bytes, or empty.
     #[inline]
     pub(crate) fn skip(self, count: usize) -> Self {
@@ -68,6 +89,25 @@ impl Span {
         // SAFETY: `count` bytes are mapped by the caller's word; `to` is memory of ours, which no span overlaps.
         unsafe { ptr::copy_nonoverlapping(self.ptr.as_ptr(), to.as_mut_ptr(), count) };
         count
+    }
+
+    /// Copies all of `from` in, which is short as a rule; says what is left behind it.
+    ///
+    /// # Safety
+    ///
+    /// The range is still mapped and at least as long.
+    #[inline]
+    pub(crate) unsafe fn write_head(self, from: &[u8]) -> Self {
+        debug_assert!(from.len() <= self.len);
+        // SAFETY: so much is mapped by the caller's word; `from` is memory of ours, which no span overlaps.
+        unsafe {
+            if from.len() <= SHORT {
+                copy_short(from.as_ptr(), self.ptr.as_ptr(), from.len());
+            } else {
+                ptr::copy_nonoverlapping(from.as_ptr(), self.ptr.as_ptr(), from.len());
+            }
+        }
+        self.skip(from.len())
     }
 
     /// Copies in as much as both have; says how much that was.

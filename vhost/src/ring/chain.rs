@@ -1,14 +1,17 @@
-//! From a descriptor's index to the pieces of its buffer, whatever the guest wrote.
+//! From descriptors to the pieces of a buffer, whatever the guest wrote: what every layout needs for it.
 //!
 //! Each descriptor is loaded once, as a whole, and only the copy is looked at. Every index is checked against the table it
-//! indexes, every walk ends after as many steps as its table has entries and at [`MAX_CHAIN`], and every address is looked
-//! up with its length.
+//! indexes, every walk ends after as many steps as its table has entries and at [`MAX_CHAIN`](super::MAX_CHAIN), and every
+//! address is looked up with its length.
 
-use super::split::{Descriptor, F_INDIRECT, F_NEXT, F_WRITE, SplitRing, Table};
-use super::{ChainError, MAX_CHAIN, MAX_FRAME};
 use vswitch_packet::VirtioNetHdr;
 
+use super::layout::Buffer;
+use super::{ChainError, MAX_CHAIN, MAX_FRAME};
 use crate::memory::{GuestAddr, GuestMemory, Span, Unmapped, Window};
+
+/// Bytes of a descriptor, in either layout.
+pub(super) const DESCRIPTOR: usize = 16;
 
 impl From<Unmapped> for ChainError {
     fn from(Unmapped: Unmapped) -> Self {
@@ -61,7 +64,7 @@ impl Spans {
 
     /// Never grows: false if full.
     #[inline]
-    fn push(&mut self, span: Span) -> bool {
+    pub(super) fn push(&mut self, span: Span) -> bool {
         let room = self.list.len() < self.capacity;
         if room {
             self.list.push(span);
@@ -70,9 +73,94 @@ impl Spans {
     }
 }
 
+/// Words of a descriptor in a table in one contiguous range: a ring's own, or an indirect one.
+#[derive(Clone, Copy)]
+pub(super) struct Table {
+    span: Span,
+    entries: u16,
+}
+
+impl Table {
+    /// `None` if the range is too short, or not aligned for word loads.
+    #[inline]
+    pub(super) fn new(span: Span, entries: u16) -> Option<Self> {
+        let fits = span.len() >= usize::from(entries) * DESCRIPTOR;
+        (fits && span.as_ptr().addr().is_multiple_of(8)).then_some(Self { span, entries })
+    }
+
+    #[inline]
+    pub(super) fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Loads a descriptor, each of its two words once.
+    ///
+    /// # Safety
+    ///
+    /// `index` is below [`entries`](Self::entries), and the table is still mapped.
+    #[inline]
+    pub(super) unsafe fn load(&self, index: u16) -> [u64; 2] {
+        debug_assert!(index < self.entries);
+        // SAFETY: the index is within the table by the caller's word, the table within the span by `new`, and aligned.
+        unsafe {
+            let at = self.span.as_ptr().cast::<u64>().add(usize::from(index) * 2);
+            [at.read_volatile(), at.add(1).read_volatile()].map(u64::from_le)
+        }
+    }
+}
+
+/// A table that a descriptor refers to.
+pub(super) struct IndirectTable {
+    addr: GuestAddr,
+    entries: u16,
+    /// If it is aligned and in one piece, as every sane one is.
+    table: Option<Table>,
+}
+
+impl IndirectTable {
+    #[inline]
+    pub(super) fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Loads a descriptor, each byte of it once. `index` is below [`entries`](Self::entries).
+    #[inline]
+    pub(super) fn load(&self, walk: &mut Walk<'_>, index: u16) -> Result<[u64; 2], ChainError> {
+        walk.walked += 1;
+        match &self.table {
+            // SAFETY: the caller keeps the index in range; the memory is held with the ring.
+            Some(table) if index < self.entries => Ok(unsafe { table.load(index) }),
+            _ => self.load_scattered(walk, index),
+        }
+    }
+
+    /// An entry of a table that is misaligned or straddles regions, byte by byte.
+    #[cold]
+    fn load_scattered(&self, walk: &Walk<'_>, index: u16) -> Result<[u64; 2], ChainError> {
+        let mut bytes = [0; DESCRIPTOR];
+        let offset = u64::from(index) * DESCRIPTOR as u64;
+        let addr = self
+            .addr
+            .0
+            .checked_add(offset)
+            .ok_or(ChainError::Unmapped)?;
+        let mut done = 0;
+        walk.memory
+            .resolve_each::<ChainError>(GuestAddr(addr), bytes.len(), |span| {
+                for at in 0..span.len() {
+                    // SAFETY: within the span; the memory is held with the ring. Volatile, so once.
+                    bytes[done] = unsafe { span.as_ptr().add(at).read_volatile() };
+                    done += 1;
+                }
+                Ok(())
+            })?;
+        let both = u128::from_le_bytes(bytes);
+        Ok([both as u64, (both >> 64) as u64])
+    }
+}
+
 /// What a walk needs, borrowed from its ring.
-pub(super) struct Walker<'a> {
-    pub(super) ring: &'a SplitRing,
+pub(super) struct Walk<'a> {
     pub(super) memory: &'a GuestMemory,
     pub(super) window: &'a mut Window,
     pub(super) direction: Direction,
@@ -82,111 +170,33 @@ pub(super) struct Walker<'a> {
     pub(super) walked: usize,
 }
 
-impl Walker<'_> {
-    /// Appends the pieces of the chain that begins at `head`, which is below the ring's size, and says how many bytes they
-    /// are. After an error, what was appended is to be cut off again.
+impl Walk<'_> {
+    /// The range as one piece, if it goes the right way, is not empty and lies within one region.
     #[inline]
-    pub(super) fn walk(&mut self, head: u16, spans: &mut Spans) -> Result<usize, ChainError> {
-        let table = self.ring.descriptors();
-        let (mut index, mut total) = (head, 0);
-        for _ in 0..table.entries().min(MAX_CHAIN) {
-            // SAFETY: `head` is below the size by contract, `next` is checked below; the ring's memory is held with it.
-            let descriptor = unsafe { table.load(index) };
-            self.walked += 1;
-            if descriptor.flags & F_INDIRECT != 0 {
-                if !self.indirect || descriptor.flags & F_NEXT != 0 {
-                    return Err(ChainError::IndirectMisplaced);
-                }
-                return self.walk_indirect(descriptor, spans, total);
-            }
-            self.add(descriptor, spans, &mut total)?;
-            if descriptor.flags & F_NEXT == 0 {
-                return Ok(total);
-            }
-            index = descriptor.next;
-            if index >= table.entries() {
-                return Err(ChainError::NextOutOfRange);
-            }
+    pub(super) fn simple(&mut self, buffer: Buffer) -> Option<Span> {
+        let right = (self.direction == Direction::Receive) == buffer.writable;
+        let len = buffer.len as usize;
+        if !right || len == 0 || len > MAX_FRAME && self.direction == Direction::Transmit {
+            return None;
         }
-        Err(ChainError::Loop)
-    }
-
-    #[inline]
-    fn walk_indirect(
-        &mut self,
-        descriptor: Descriptor,
-        spans: &mut Spans,
-        mut total: usize,
-    ) -> Result<usize, ChainError> {
-        let bytes = descriptor.len as usize;
-        let entries = bytes / Table::BYTES_PER_ENTRY;
-        if !bytes.is_multiple_of(Table::BYTES_PER_ENTRY)
-            || entries == 0
-            || entries > MAX_CHAIN.into()
-        {
-            return Err(ChainError::IndirectLength);
-        }
-        let entries = entries as u16;
-        let addr = GuestAddr(descriptor.addr);
-        let table = self
-            .memory
-            .resolve(self.window, addr, bytes)
-            .and_then(|span| Table::new(span, entries));
-        let mut index = 0;
-        for _ in 0..entries {
-            let descriptor = match &table {
-                // SAFETY: the index is 0 or was checked below; the memory is held with the ring.
-                Some(table) => unsafe { table.load(index) },
-                None => self.load_scattered(addr, index)?,
-            };
-            self.walked += 1;
-            if descriptor.flags & F_INDIRECT != 0 {
-                return Err(ChainError::IndirectMisplaced);
-            }
-            self.add(descriptor, spans, &mut total)?;
-            if descriptor.flags & F_NEXT == 0 {
-                return Ok(total);
-            }
-            index = descriptor.next;
-            if index >= entries {
-                return Err(ChainError::NextOutOfRange);
-            }
-        }
-        Err(ChainError::Loop)
-    }
-
-    /// An entry of an indirect table that is misaligned or straddles regions, byte by byte.
-    #[cold]
-    fn load_scattered(&self, table: GuestAddr, index: u16) -> Result<Descriptor, ChainError> {
-        let mut bytes = [0; Table::BYTES_PER_ENTRY];
-        let offset = u64::from(index) * bytes.len() as u64;
-        let addr = table.0.checked_add(offset).ok_or(ChainError::Unmapped)?;
-        let mut done = 0;
         self.memory
-            .resolve_each::<ChainError>(GuestAddr(addr), bytes.len(), |span| {
-                for at in 0..span.len() {
-                    // SAFETY: within the span; the memory is held with the ring. Volatile, so once.
-                    bytes[done] = unsafe { span.as_ptr().add(at).read_volatile() };
-                    done += 1;
-                }
-                Ok(())
-            })?;
-        Ok(Descriptor::from_bytes(bytes))
+            .resolve(self.window, GuestAddr(buffer.addr), len)
     }
 
+    /// Appends a descriptor's pieces and adds its bytes to `total`.
     #[inline]
-    fn add(
+    pub(super) fn add(
         &mut self,
-        descriptor: Descriptor,
+        buffer: Buffer,
         spans: &mut Spans,
         total: &mut usize,
     ) -> Result<(), ChainError> {
-        match (self.direction, descriptor.flags & F_WRITE != 0) {
+        match (self.direction, buffer.writable) {
             (Direction::Transmit, true) => return Err(ChainError::Writable),
             (Direction::Receive, false) => return Err(ChainError::ReadOnly),
             _ => {}
         }
-        let len = descriptor.len as usize;
+        let len = buffer.len as usize;
         if len == 0 {
             return Ok(());
         }
@@ -194,7 +204,7 @@ impl Walker<'_> {
         if self.direction == Direction::Transmit && *total > MAX_FRAME + VirtioNetHdr::LEN {
             return Err(ChainError::TooLong);
         }
-        let addr = GuestAddr(descriptor.addr);
+        let addr = GuestAddr(buffer.addr);
         if let Some(span) = self.memory.resolve(self.window, addr, len) {
             return spans
                 .push(span)
@@ -206,6 +216,26 @@ impl Walker<'_> {
                 .push(span)
                 .then_some(())
                 .ok_or(ChainError::TooManyPieces)
+        })
+    }
+
+    /// The table of `bytes` bytes at `addr`, if it may be one.
+    #[inline]
+    pub(super) fn table(&mut self, addr: u64, bytes: u32) -> Result<IndirectTable, ChainError> {
+        let bytes = bytes as usize;
+        let entries = bytes / DESCRIPTOR;
+        if !bytes.is_multiple_of(DESCRIPTOR) || entries == 0 || entries > MAX_CHAIN.into() {
+            return Err(ChainError::IndirectLength);
+        }
+        let (addr, entries) = (GuestAddr(addr), entries as u16);
+        let table = self
+            .memory
+            .resolve(self.window, addr, bytes)
+            .and_then(|span| Table::new(span, entries));
+        Ok(IndirectTable {
+            addr,
+            entries,
+            table,
         })
     }
 }

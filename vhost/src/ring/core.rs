@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::io::{Errno, ReadWriteFlags};
-use vswitch_coalesce::{GuestAsks, Signal};
+use vswitch_coalesce::Signal;
 
-use super::split::{RingAddresses, SplitRing};
+use super::ahead::{Ahead, Ready};
+use super::chain::{Direction, Spans, Walk};
+use super::layout::{Chain, Layout, Position, RingAddresses};
 use super::{QueuePair, RingError};
 use crate::features;
 use crate::memory::{GuestMemory, Window, poison_epoch};
@@ -46,8 +48,10 @@ pub(crate) struct Setup {
     pub(crate) pair: QueuePair,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) addresses: RingAddresses,
-    /// A power of two, checked.
+    /// Checked against what the layout allows.
     pub(crate) size: u16,
+    /// Where the front-end says that the ring stands.
+    pub(crate) base: u32,
     /// Acknowledged virtio features.
     pub(crate) features: u64,
     pub(crate) kick: Option<Arc<OwnedFd>>,
@@ -57,57 +61,62 @@ pub(crate) struct Setup {
 }
 
 /// A started ring of either direction.
-pub(super) struct Core {
-    pub(super) ring: SplitRing,
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) window: Window,
-    /// Next chain to take; entries below it are written to the used ring.
-    pub(super) next: u16,
-    /// The available index as last read.
-    available: u16,
-    /// The used index as last stored.
+pub(super) struct Core<L> {
+    pub(super) ring: L,
+    direction: Direction,
+    /// Next chain to give back; those below it are written to the used ring.
+    pub(super) next: Position,
+    /// Chains from `next` on that are resolved already.
+    pub(super) ahead: Ahead,
+    window: Window,
+    memory: Arc<GuestMemory>,
+    pub(super) header_len: usize,
+    indirect: bool,
+    /// Entries given back, running freely, and as many as were published.
+    given: u16,
     published: u16,
     /// Entries published since the guest's wish was last settled, saturating.
     unsettled: u16,
     signal: Signal,
-    pub(super) event_idx: bool,
-    pub(super) indirect: bool,
-    pub(super) header_len: usize,
     broken: Option<RingError>,
     /// [`poison_epoch`] when the memory was last known to be whole.
     epoch: u32,
     call: Option<Arc<OwnedFd>>,
     kick: Option<Arc<OwnedFd>>,
     addresses: RingAddresses,
+    event_idx: bool,
     trouble: Trouble,
     pub(super) pair: QueuePair,
     pub(super) enabled: bool,
 }
 
-impl Core {
-    pub(super) fn start(setup: Setup) -> Result<Self, RingError> {
+impl<L: Layout> Core<L> {
+    pub(super) fn start(setup: Setup, direction: Direction) -> Result<Self, RingError> {
         let epoch = poison_epoch();
-        // SAFETY: `memory` is kept beside the ring, and replaced only together with it.
-        let ring = unsafe { SplitRing::bind(&setup.memory, setup.addresses, setup.size)? };
-        let next = ring.used_index();
         let event_idx = features::has(setup.features, features::RING_EVENT_IDX);
+        // SAFETY: `memory` is kept beside the ring, and replaced only together with it.
+        let mut ring = unsafe { L::bind(&setup.memory, setup.addresses, setup.size, event_idx)? };
+        let next = ring.start(setup.base);
         let core = Self {
             ring,
-            memory: setup.memory,
-            window: Window::new(),
+            direction,
             next,
-            available: next,
-            published: next,
+            ahead: Ahead::new(),
+            window: Window::new(),
+            memory: setup.memory,
+            header_len: features::header_len(setup.features),
+            indirect: features::has(setup.features, features::RING_INDIRECT_DESC),
+            // Split rings express events in their index: then this is it.
+            given: next.0,
+            published: next.0,
             unsettled: 0,
             signal: Signal::new(),
-            event_idx,
-            indirect: features::has(setup.features, features::RING_INDIRECT_DESC),
-            header_len: features::header_len(setup.features),
             broken: None,
             epoch,
             call: setup.call,
             kick: setup.kick,
             addresses: setup.addresses,
+            event_idx,
             trouble: setup.trouble,
             pair: setup.pair,
             enabled: setup.enabled,
@@ -121,13 +130,22 @@ impl Core {
     /// Finds the ring again in another table of memory. Where it stands does not change.
     pub(super) fn rebind(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
         let epoch = poison_epoch();
+        self.ahead.clear();
         // SAFETY: the table is kept beside the ring from here on.
-        let ring = unsafe { SplitRing::bind(memory, self.addresses, self.ring.size())? };
+        let ring = unsafe { L::bind(memory, self.addresses, self.ring.size(), self.event_idx)? };
         self.ring = ring;
+        self.ring.resume(self.next);
         self.memory = Arc::clone(memory);
         self.window = Window::new();
         self.epoch = epoch;
         Ok(())
+    }
+
+    /// Publishes everything written, forgets what was resolved, and says where the ring stands, as a front-end is told.
+    pub(super) fn settle(&mut self) -> u32 {
+        self.publish();
+        self.ahead.clear();
+        self.ring.base(self.next)
     }
 
     pub(super) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
@@ -178,57 +196,76 @@ impl Core {
         Ok(())
     }
 
-    /// Chains seen on offer, without looking again.
+    /// Looks at what is on offer, unless at least `enough` chains are known to be.
     #[inline]
-    pub(super) fn seen(&self) -> u16 {
-        self.available.wrapping_sub(self.next)
+    pub(super) fn look(&mut self, enough: usize) -> Result<(), RingError> {
+        let looked = self.ring.look(self.next, enough as u16);
+        looked.map_err(|error| self.break_with(error))
     }
 
-    /// Looks again at what is on offer.
+    /// Resolves chains until `wanted` are ready, as far as they are of the simple kind; calls `each` for every new one.
     #[inline]
-    pub(super) fn look(&mut self) -> Result<u16, RingError> {
-        let (available, size) = (self.ring.available_index(), self.ring.size());
-        let ahead = available.wrapping_sub(self.next);
-        if ahead > size {
-            let next = self.next;
-            return Err(self.break_with(RingError::AvailableIndex {
-                available,
-                next,
-                size,
-            }));
-        }
-        self.available = available;
-        Ok(ahead)
-    }
-
-    /// The chain `ahead` of the next one.
-    #[inline]
-    pub(super) fn head(&self, ahead: u16) -> Result<u16, RingError> {
-        let (head, size) = (
-            self.ring.head(self.next.wrapping_add(ahead)),
-            self.ring.size(),
-        );
-        if head < size {
-            Ok(head)
-        } else {
-            Err(RingError::Head { head, size })
+    pub(super) fn look_ahead(&mut self, wanted: usize, mut each: impl FnMut(&Ready)) {
+        let mut at = self.ring.advance(self.next, self.ahead.len() as u16);
+        while self.ahead.len() < wanted && self.ring.sees(at) {
+            let Some((id, buffer)) = self.ring.single(at) else {
+                return;
+            };
+            let mut walk = Walk {
+                memory: &self.memory,
+                window: &mut self.window,
+                direction: self.direction,
+                indirect: self.indirect,
+                walked: 0,
+            };
+            let Some(span) = walk.simple(buffer) else {
+                return;
+            };
+            let ready = Ready { span, id };
+            each(&ready);
+            if !self.ahead.push(ready) {
+                return;
+            }
+            at = self.ring.advance(at, 1);
         }
     }
 
-    /// Gives the next chain back, `len` bytes written. The guest sees it after [`publish`](Self::publish).
+    /// Walks the chain on offer at `at`; `walked` counts descriptors.
     #[inline]
-    pub(super) fn give_back(&mut self, head: u16, len: u32) {
-        self.ring.set_used(self.next, head, len);
-        self.next = self.next.wrapping_add(1);
+    pub(super) fn walk(
+        &mut self,
+        at: Position,
+        walked: &mut usize,
+        spans: &mut Spans,
+    ) -> Result<Chain, RingError> {
+        let mut walk = Walk {
+            memory: &self.memory,
+            window: &mut self.window,
+            direction: self.direction,
+            indirect: self.indirect,
+            walked: *walked,
+        };
+        let chain = self.ring.walk(at, &mut walk, spans);
+        *walked = walk.walked;
+        chain
     }
 
-    /// Publishes everything given back; says how many chains that were.
+    /// Gives the next chain back, `len` bytes written. The guest sees it after [`publish`](Self::publish). If it was
+    /// resolved ahead, the caller takes it from there.
+    #[inline]
+    pub(super) fn give_back(&mut self, id: u16, entries: u16, len: u32) {
+        self.ring.give_back(self.next, id, entries, len);
+        self.next = self.ring.advance(self.next, entries);
+        self.given = self.given.wrapping_add(entries);
+    }
+
+    /// Publishes everything given back; says how many entries that were.
     #[inline]
     pub(super) fn publish(&mut self) -> u16 {
-        let count = self.next.wrapping_sub(self.published);
+        let count = self.given.wrapping_sub(self.published);
         if count > 0 {
             self.ring.publish(self.next);
-            self.published = self.next;
+            self.published = self.given;
             self.unsettled = self.unsettled.saturating_add(count);
             if self.unsettled > i16::MAX as u16 {
                 // Half way round: soon the comparison with what was settled last would be ambiguous.
@@ -246,13 +283,7 @@ impl Core {
         }
         // Publishing comes before reading the guest's wish, as its driver writes the wish before it looks again.
         fence(Ordering::SeqCst);
-        let ask = if self.event_idx {
-            GuestAsks::Event(self.ring.used_event())
-        } else {
-            GuestAsks::Flags {
-                suppressed: self.ring.interrupts_suppressed(),
-            }
-        };
+        let ask = self.ring.asks(self.next, self.published);
         let wanted = self.signal.wanted(self.published, ask);
         if wanted {
             self.write_call()?;
@@ -285,31 +316,21 @@ impl Core {
         if self.broken.is_some() {
             return false;
         }
-        if self.event_idx {
-            self.ring.set_available_event(self.next);
-        } else {
-            self.ring.set_kicks_declined(false);
-        }
+        self.ring.ask_for_kicks(self.next);
         // The wish must be visible before the second look, or driver and switch could miss each other.
         fence(Ordering::SeqCst);
         self.has_work()
     }
 
     pub(super) fn disarm(&self) {
-        if self.broken.is_some() {
-            return;
-        }
-        if self.event_idx {
-            // An event already passed: it comes round again after 65,535 buffers.
-            self.ring.set_available_event(self.next.wrapping_sub(1));
-        } else {
-            self.ring.set_kicks_declined(true);
+        if self.broken.is_none() {
+            self.ring.decline_kicks(self.next);
         }
     }
 
     #[inline]
     pub(super) fn has_work(&self) -> bool {
-        self.broken.is_none() && self.ring.available_index() != self.next
+        self.broken.is_none() && self.ring.has_work(self.next)
     }
 
     pub(super) fn kick(&self) -> Option<BorrowedFd<'_>> {
@@ -324,6 +345,15 @@ impl Core {
             // No kick to take back is as good as one taken back.
             let _ = rustix::io::preadv2(&**kick, &mut buffers, u64::MAX, ReadWriteFlags::NOWAIT);
         }
+    }
+
+    pub(super) fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    #[cfg(test)]
+    pub(super) fn base_for_tests(&self) -> u32 {
+        self.ring.base(self.next)
     }
 
     #[cfg(test)]

@@ -13,41 +13,50 @@
 //!
 //! | file | idea |
 //! | --- | --- |
-//! | `split` | where the fields of a split ring lie, and loading and storing each exactly once |
-//! | `chain` | from a descriptor's index to the pieces of its buffer, whatever the guest wrote |
-//! | `core` | what both directions share: indices, calls and kicks, a ring that broke |
+//! | `layout` | what the engine asks of a layout |
+//! | `split` | the split layout: where its fields lie, and loading and storing each exactly once |
+//! | `chain` | from descriptors to the pieces of a buffer, whatever the guest wrote |
+//! | `ahead` | chains resolved, and their lines asked for, before they are needed |
+//! | `core` | what both directions share: where the ring stands, calls and kicks, a ring that broke |
 //! | `tx`, `rx` | the two directions |
+//! | `queue` | the two directions, over whichever layout was negotiated |
 //!
 //! **Buffers go back in the order in which they came**, so where a ring stands is one number, the guest's used index is
 //! always it, and a ring resumes from what the guest's memory says: after a restart of the switch too.
 //!
-//! **Cached indices.** The guest's available index is loaded only when what was seen of it last is used up; the used index
-//! is stored once per burst.
+//! **Lines on their way.** What is asked of memory that a guest wrote last, or read last, takes long, but much can be asked
+//! at once. So each ring looks a burst ahead: descriptors are resolved and the first lines of their buffers asked for, to
+//! be read or to be written, while the burst before is being forwarded. The guest's available index is loaded only when
+//! what was seen of it last is used up or would not fill a burst; the used index is stored once per burst.
 //!
 //! **What a guest can break.** A malformed chain costs it that chain, which goes back with length 0 and a [`ChainError`]
 //! that names the malformation. A ring whose indices lie is stopped ([`RingError`]) and stays stopped; the session learns
 //! of it by itself, and the guest can set the ring up again.
 //!
-//! Limits: 2 to 32,768 entries; [`MAX_BURST`] frames at a time; [`HEAD_LEN`] bytes of each in the snapshot;
+//! Limits: 2 to 32,768 entries; [`MAX_BURST`] frames at a time; up to [`HEAD_LEN`] bytes of each in the snapshot;
 //! [`MAX_FRAME`] bytes per frame; chains of at most [`MAX_CHAIN`] descriptors and no more than their table has (drivers of
 //! network cards use fewer than 50), so that a burst costs at most twice [`MAX_CHAIN`] loads whatever a guest strings together.
 
+mod ahead;
 mod chain;
 mod core;
+mod layout;
 #[cfg(test)]
 mod oracle;
+mod queue;
 mod rx;
 mod split;
 mod tx;
 
 use std::fmt;
 
-pub use self::rx::{MAX_CHAINS, RxBurst, RxError, RxFeatures, RxRing};
+pub use self::queue::{RxBurst, RxRing, TxRing};
+pub use self::rx::{MAX_CHAINS, RxError, RxFeatures};
 pub use self::split::PartError;
-pub use self::tx::{TxBurst, TxFrame, TxRing, TxScratch};
+pub use self::tx::{PLAIN_HEAD_LEN, TxBurst, TxFrame, TxScratch};
 
 pub(crate) use self::core::{Setup, Trouble};
-pub(crate) use self::split::RingAddresses;
+pub(crate) use self::layout::RingAddresses;
 
 /// Frames taken at a time.
 pub const MAX_BURST: usize = 32;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use virtio_queue::{Queue as TheirQueue, QueueOwnedT, QueueT};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::tx::{TxRing, TxScratch};
+use super::tx::TxScratch;
 use super::{ChainError, MAX_BURST};
 use crate::features::{RING_INDIRECT_DESC, VERSION_1, mask};
 use crate::testing::{Guest, INDIRECT, NEXT, Queue, setup};
@@ -108,7 +108,7 @@ proptest! {
         let mut queue = Queue::starting_at(&guest, 0x1000, SIZE, start);
         let (mut theirs, memory) = oracle(&guest, &queue, start);
         let features = mask(VERSION_1) | mask(RING_INDIRECT_DESC);
-        let mut ours = TxRing::start(setup(&guest.memory(&[SEAM]), &queue, features)).unwrap();
+        let mut ours = super::TxRing::start(setup(&guest.memory(&[SEAM]), &queue, features)).unwrap();
         let mut scratch = TxScratch::new();
 
         for chains in rounds {
@@ -141,7 +141,7 @@ proptest! {
             let returned: Vec<u32> = queue.take_used(&guest).iter().map(|(head, _)| *head).collect();
             let heads: Vec<u32> = expected.iter().map(|(head, _)| u32::from(*head)).collect();
             prop_assert_eq!(returned, heads);
-            prop_assert_eq!(ours.settle(), theirs.next_avail());
+            prop_assert_eq!(ours.settle(), u32::from(theirs.next_avail()));
         }
     }
 }

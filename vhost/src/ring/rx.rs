@@ -1,25 +1,27 @@
 //! Switch to guest.
 //!
-//! A frame first collects as many buffers as it needs, so that the header can say how many, and is then written once, front
-//! to back. Whether the guest sees it at once or with the rest of its burst is decided by [`RxBurst::finish`].
-
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+//! Buffers are looked up, and their lines asked for, a burst ahead. A frame that fits the next one is written at once; any
+//! other first collects as many buffers as it needs, so that the header can say how many, and is then written once, front
+//! to back. Whether the guest sees it at once or with the rest of its burst is decided by [`Filling::finish`].
 
 use vswitch_packet::VirtioNetHdr;
 
-use super::chain::{Direction, Spans, Walker};
+use super::ahead::Ready;
+use super::chain::{Direction, Spans};
 use super::core::{Core, Setup};
-use super::{ChainError, MAX_CHAIN, QueuePair, RingError};
+use super::layout::Layout;
+use super::{ChainError, MAX_BURST, MAX_CHAIN, RingError};
 use crate::features;
-use crate::memory::{GuestMemory, Piece, Pieces, Span};
+use crate::memory::{Piece, Pieces, Span};
 
 /// Receive chains that one frame may be merged from. It also ends with the chain that makes it [`MAX_CHAIN`] descriptors.
 pub const MAX_CHAINS: usize = 256;
 
 /// Pieces that the chains of one frame may have together.
 const MAX_PIECES: usize = 4_096;
+
+/// Lines of a buffer asked for ahead: header and head.
+const HEAD_LINES: usize = 2;
 
 /// What the guest at the other end of a receive queue can take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -65,153 +67,116 @@ pub enum RxError {
     Malformed(ChainError),
 }
 
-/// A receive queue, started and enabled.
-pub struct RxRing {
-    core: Core,
-    accepts: RxFeatures,
+/// A receive queue of one layout.
+pub(super) struct Receive<L> {
+    pub(super) core: Core<L>,
+    pub(super) accepts: RxFeatures,
     spans: Spans,
     /// At most [`MAX_CHAINS`], which is reserved.
-    chains: Vec<Chain>,
+    chains: Vec<Collected>,
 }
 
 /// A collected chain and what it holds.
 #[derive(Clone, Copy)]
-struct Chain {
-    head: u16,
+struct Collected {
+    id: u16,
+    entries: u16,
     room: usize,
 }
 
-impl RxRing {
-    pub(crate) fn start(setup: Setup) -> Result<Self, RingError> {
+impl<L: Layout> Receive<L> {
+    pub(super) fn start(setup: Setup) -> Result<Self, RingError> {
         let accepts = RxFeatures::new(setup.features);
         Ok(Self {
-            core: Core::start(setup)?,
+            core: Core::start(setup, Direction::Receive)?,
             accepts,
             spans: Spans::new(MAX_PIECES),
             chains: Vec::with_capacity(MAX_CHAINS),
         })
     }
 
-    /// Begins to deliver.
-    ///
-    /// # Errors
-    ///
-    /// The ring has stopped, now or before. Its session is told and will come to fetch it.
+    /// See [`RxRing::begin`](super::RxRing::begin).
     #[inline]
-    pub fn begin(&mut self) -> Result<RxBurst<'_>, RingError> {
-        self.core.check()?;
-        let mut looked = false;
-        if self.core.seen() == 0 {
-            self.core.look()?;
-            looked = true;
+    pub(super) fn begin(&mut self, expected: usize) -> Result<Filling<'_, L>, RingError> {
+        let core = &mut self.core;
+        core.check()?;
+        let expected = expected.clamp(1, MAX_BURST);
+        if core.ahead.len() < expected {
+            core.look(expected)?;
+            core.look_ahead(expected, fetch);
         }
-        Ok(RxBurst { ring: self, looked })
+        Ok(Filling {
+            ring: self,
+            looked: false,
+        })
     }
 
-    /// Calls the guest if it wants to hear of what was delivered; true if it was called.
-    ///
-    /// # Errors
-    ///
-    /// The call could not be written; it is tried again after the next delivery.
-    #[inline]
-    pub fn signal(&mut self) -> io::Result<bool> {
-        self.core.notify()
-    }
-
-    /// What the guest can take.
-    #[inline]
-    #[must_use]
-    pub fn accepts(&self) -> RxFeatures {
-        self.accepts
-    }
-
-    /// Descriptors of the ring.
-    #[must_use]
-    pub fn size(&self) -> u16 {
-        self.core.ring.size()
-    }
-
-    /// Which queue this is.
-    #[inline]
-    #[must_use]
-    pub fn queue_pair(&self) -> QueuePair {
-        self.core.pair
-    }
-
-    pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
-        self.core.set_call(call);
-    }
-
-    pub(crate) fn rebind(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
-        self.core.rebind(memory)
-    }
-
-    pub(crate) fn error(&self) -> Option<RingError> {
-        self.core.error()
-    }
-
-    /// Publishes everything written and says where the ring stands.
-    pub(crate) fn settle(&mut self) -> u16 {
-        self.core.publish();
-        self.core.next
-    }
-
-    /// Collects chains until they hold `needed` bytes.
-    #[inline]
+    /// Collects chains until they hold `needed` bytes. On success as many of those resolved ahead as were collected are
+    /// the caller's to take away; else nothing was used up, or all of them were.
     fn collect(&mut self, needed: usize, looked: &mut bool) -> Result<(), RxError> {
         self.chains.clear();
         self.spans.truncate(0);
         let core = &mut self.core;
-        let (mut room, mut walked) = (0, 0);
+        let (mut at, mut room, mut walked) = (core.next, 0, 0);
         loop {
-            // At most MAX_CHAINS.
-            let ahead = self.chains.len() as u16;
-            if ahead == core.seen() {
-                if *looked {
-                    return Err(RxError::Full);
+            let number = self.chains.len();
+            let least = if number == 0 { core.header_len + 1 } else { 1 };
+            let chain = if let Some(Ready { span, id }) = core.ahead.get(number) {
+                walked += 1;
+                let bytes = if self.spans.push(span) {
+                    Ok(span.len())
+                } else {
+                    Err(ChainError::TooManyPieces)
+                };
+                super::layout::Chain {
+                    id,
+                    entries: 1,
+                    bytes,
                 }
-                *looked = true;
-                // A ring that breaks here is as good as full, and says so at the next burst.
-                if core.look().map_err(|_| RxError::Full)? <= ahead {
-                    return Err(RxError::Full);
+            } else {
+                if !core.ring.sees(at) {
+                    if *looked {
+                        return Err(RxError::Full);
+                    }
+                    *looked = true;
+                    // A ring that breaks here is as good as full, and says so at the next burst.
+                    core.look(usize::from(u16::MAX))
+                        .map_err(|_| RxError::Full)?;
+                    if !core.ring.sees(at) {
+                        return Err(RxError::Full);
+                    }
                 }
-            }
-            let head = match core.head(ahead) {
-                Ok(head) => head,
-                Err(error) => {
-                    core.break_with(error);
-                    return Err(RxError::Full);
-                }
+                core.walk(at, &mut walked, &mut self.spans)
+                    .map_err(|error| {
+                        core.break_with(error);
+                        RxError::Full
+                    })?
             };
-            let mut walker = Walker {
-                ring: &core.ring,
-                memory: &core.memory,
-                window: &mut core.window,
-                direction: Direction::Receive,
-                indirect: core.indirect,
-                walked,
-            };
-            let chain = walker.walk(head, &mut self.spans).and_then(|room| {
-                let least = if ahead == 0 { core.header_len + 1 } else { 1 };
-                if room < least {
+            let bytes = chain.bytes.and_then(|more| {
+                if more < least {
                     Err(ChainError::Short)
                 } else {
-                    Ok(room)
+                    Ok(more)
                 }
             });
-            walked = walker.walked;
-            match chain {
+            let (id, entries) = (chain.id, chain.entries);
+            match bytes {
                 Ok(more) => {
                     room += more;
-                    self.chains.push(Chain { head, room: more });
+                    self.chains.push(Collected {
+                        id,
+                        entries,
+                        room: more,
+                    });
                 }
-                Err(ChainError::TooManyPieces) if ahead > 0 => return Err(RxError::TooBig),
+                Err(ChainError::TooManyPieces) if number > 0 => return Err(RxError::TooBig),
                 Err(error) => {
                     // In order, or the ring could not resume: what was collected before goes back too.
+                    core.ahead.skip(number + 1);
                     for chain in self.chains.drain(..) {
-                        core.give_back(chain.head, 0);
+                        core.give_back(chain.id, chain.entries, 0);
                     }
-                    core.give_back(head, 0);
+                    core.give_back(id, entries, 0);
                     return Err(RxError::Malformed(error));
                 }
             }
@@ -222,13 +187,19 @@ impl RxRing {
             if spent || !self.accepts.mergeable {
                 return Err(RxError::TooBig);
             }
+            at = core.ring.advance(at, entries);
         }
     }
 }
 
-impl std::fmt::Debug for RxRing {
+#[inline]
+fn fetch(ready: &Ready) {
+    ready.span.prefetch_write(HEAD_LINES);
+}
+
+impl<L> std::fmt::Debug for Receive<L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RxRing")
+        f.debug_struct("Receive")
             .field("pair", &self.core.pair)
             .field("next", &self.core.next)
             .finish_non_exhaustive()
@@ -236,44 +207,58 @@ impl std::fmt::Debug for RxRing {
 }
 
 /// Frames delivered together.
-pub struct RxBurst<'r> {
-    ring: &'r mut RxRing,
-    /// The available index was looked at in this burst.
+pub(super) struct Filling<'r, L> {
+    ring: &'r mut Receive<L>,
+    /// It was looked in vain for more buffers in this burst.
     looked: bool,
 }
 
-impl RxBurst<'_> {
-    /// Delivers one frame: `header` (its `num_buffers` is filled in here), then `parts` in order, then `tail`.
-    ///
-    /// # Errors
-    ///
-    /// Why it was not delivered. The burst goes on.
+impl<L: Layout> Filling<'_, L> {
+    /// See [`RxBurst::put`](super::RxBurst::put).
     #[inline]
-    pub fn put(
+    pub(super) fn put(
         &mut self,
         header: &VirtioNetHdr,
         parts: &[&[u8]],
         tail: Pieces<'_>,
     ) -> Result<(), RxError> {
-        let ring = &mut *self.ring;
+        let core = &mut self.ring.core;
         let len = parts.iter().map(|part| part.len()).sum::<usize>() + tail.len();
-        let header_len = ring.core.header_len;
-        let needed = header_len + len;
-        ring.collect(needed, &mut self.looked)?;
-
-        let header = VirtioNetHdr {
-            // At most MAX_CHAINS.
-            num_buffers: ring.chains.len() as u16,
-            ..*header
+        let needed = core.header_len + len;
+        match core.ahead.get(0) {
+            Some(Ready { span, id }) if span.len() >= needed => {
+                core.ahead.skip(1);
+                let header = with_buffers(header, 1);
+                // SAFETY: the span was resolved in the memory that the ring holds and has room for all of it; `tail` is
+                // mapped for its lifetime.
+                unsafe { write_whole(span, &header[..core.header_len], parts, tail) };
+                // Frames are shorter than 4 GiB by far: parts and tail come from frames.
+                core.give_back(id, 1, needed as u32);
+                Ok(())
+            }
+            _ => self.put_merged(header, parts, tail, needed),
         }
-        .to_bytes();
+    }
+
+    /// Delivers a frame that takes more than the next buffer, or a buffer of more than one piece.
+    fn put_merged(
+        &mut self,
+        header: &VirtioNetHdr,
+        parts: &[&[u8]],
+        tail: Pieces<'_>,
+        needed: usize,
+    ) -> Result<(), RxError> {
+        let ring = &mut *self.ring;
+        ring.collect(needed, &mut self.looked)?;
+        // At most MAX_CHAINS.
+        let header = with_buffers(header, ring.chains.len() as u16);
         let mut writer = Writer {
             spans: ring.spans.as_slice().iter(),
             room: None,
         };
-        // SAFETY: the spans were resolved just now, in the memory that the ring holds; `tail` is mapped for its lifetime.
+        // SAFETY: the spans were resolved in the memory that the ring holds; `tail` is mapped for its lifetime.
         unsafe {
-            writer.write(&header[..header_len]);
+            writer.write(&header[..ring.core.header_len]);
             for part in parts {
                 writer.write(part);
             }
@@ -281,33 +266,68 @@ impl RxBurst<'_> {
                 writer.copy(piece);
             }
         }
+        ring.core.ahead.skip(ring.chains.len());
         let mut left = needed;
         for chain in &ring.chains {
             let used = left.min(chain.room);
             left -= used;
-            // Frames are shorter than 4 GiB by far: parts and tail come from frames.
-            ring.core.give_back(chain.head, used as u32);
+            // As in `put`.
+            ring.core.give_back(chain.id, chain.entries, used as u32);
         }
         Ok(())
     }
 
-    /// Whether the guest has no buffer left: then nothing fits, however small, and preparing a frame is in vain.
+    /// See [`RxBurst::is_full`](super::RxBurst::is_full).
     #[inline]
-    #[must_use]
-    pub fn is_full(&mut self) -> bool {
+    pub(super) fn is_full(&mut self) -> bool {
         let core = &mut self.ring.core;
-        if core.seen() == 0 && !self.looked {
+        if core.ahead.len() > 0 || core.ring.sees(core.next) {
+            return false;
+        }
+        if !self.looked {
             self.looked = true;
             // A ring that turns out broken here says so at its next use.
-            let _ = core.look();
+            let _ = core.look(1);
         }
-        core.seen() == 0
+        !core.ring.sees(core.next)
     }
 
-    /// Shows the guest everything delivered; says how many buffers that took.
+    /// See [`RxBurst::finish`](super::RxBurst::finish).
     #[inline]
-    pub fn finish(self) -> u16 {
-        self.ring.core.publish()
+    pub(super) fn finish(self) -> u16 {
+        let core = &mut self.ring.core;
+        let count = core.publish();
+        core.ring.prefetch_used(core.next, MAX_BURST as u16);
+        core.look_ahead(MAX_BURST, fetch);
+        count
+    }
+}
+
+#[inline]
+fn with_buffers(header: &VirtioNetHdr, num_buffers: u16) -> [u8; VirtioNetHdr::LEN] {
+    VirtioNetHdr {
+        num_buffers,
+        ..*header
+    }
+    .to_bytes()
+}
+
+/// Writes a frame into one buffer.
+///
+/// # Safety
+///
+/// The span is mapped and has room for all of it.
+#[inline]
+unsafe fn write_whole(span: Span, header: &[u8], parts: &[&[u8]], tail: Pieces<'_>) {
+    // SAFETY: there is room, by the caller's word, and each step moves on by what it wrote.
+    unsafe {
+        let mut to = span.write_head(header);
+        for part in parts {
+            to = to.write_head(part);
+        }
+        for piece in tail.iter() {
+            to = to.skip(to.copy_from(piece));
+        }
     }
 }
 

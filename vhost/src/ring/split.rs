@@ -6,7 +6,12 @@
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use crate::memory::{GuestMemory, Span, UserAddr};
+use vswitch_coalesce::GuestAsks;
+
+use super::chain::{DESCRIPTOR, Spans, Table, Walk};
+use super::layout::{Buffer, Chain, Layout, Position, RingAddresses};
+use super::{ChainError, MAX_CHAIN, RingError};
+use crate::memory::{GuestMemory, LINE, Span, UserAddr, prefetch_write};
 
 /// Largest ring of the split layout.
 pub(crate) const MAX_SIZE: u16 = 32_768;
@@ -14,26 +19,17 @@ pub(crate) const MAX_SIZE: u16 = 32_768;
 const AVAIL_HEADER: usize = 4;
 const USED_HEADER: usize = 4;
 const USED_ELEMENT: usize = 8;
-const DESCRIPTOR: usize = 16;
 
 /// `VRING_DESC_F_NEXT`
-pub(crate) const F_NEXT: u16 = 1;
+const F_NEXT: u16 = 1;
 /// `VRING_DESC_F_WRITE`
-pub(crate) const F_WRITE: u16 = 2;
+const F_WRITE: u16 = 2;
 /// `VRING_DESC_F_INDIRECT`
-pub(crate) const F_INDIRECT: u16 = 4;
+const F_INDIRECT: u16 = 4;
 /// `VRING_AVAIL_F_NO_INTERRUPT`
 const F_NO_INTERRUPT: u16 = 1;
 /// `VRING_USED_F_NO_NOTIFY`
 const F_NO_NOTIFY: u16 = 1;
-
-/// Where the front-end says a ring's parts are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct RingAddresses {
-    pub(crate) descriptors: UserAddr,
-    pub(crate) available: UserAddr,
-    pub(crate) used: UserAddr,
-}
 
 /// A part of a ring that cannot be used where it is said to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -58,70 +54,25 @@ pub enum PartError {
 
 /// One descriptor, copied out.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Descriptor {
-    pub(crate) addr: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u16,
-    pub(crate) next: u16,
+struct Descriptor {
+    buffer: Buffer,
+    flags: u16,
+    next: u16,
 }
 
-impl Descriptor {
+impl From<[u64; 2]> for Descriptor {
     #[inline]
-    fn from_words(words: [u64; 2]) -> Self {
-        let [addr, rest] = words.map(u64::from_le);
+    fn from([addr, rest]: [u64; 2]) -> Self {
+        let flags = (rest >> 32) as u16;
         Self {
-            addr,
-            len: rest as u32,
-            flags: (rest >> 32) as u16,
+            buffer: Buffer {
+                addr,
+                len: rest as u32,
+                writable: flags & F_WRITE != 0,
+            },
+            flags,
             next: (rest >> 48) as u16,
         }
-    }
-
-    pub(crate) fn from_bytes(bytes: [u8; DESCRIPTOR]) -> Self {
-        let (addr, rest) = (
-            u128::from_le_bytes(bytes) as u64,
-            u128::from_le_bytes(bytes) >> 64,
-        );
-        Self::from_words([addr.to_le(), (rest as u64).to_le()])
-    }
-}
-
-/// A table of descriptors in one contiguous range: a ring's own, or an indirect one.
-#[derive(Clone, Copy)]
-pub(crate) struct Table {
-    span: Span,
-    entries: u16,
-}
-
-impl Table {
-    pub(crate) const BYTES_PER_ENTRY: usize = DESCRIPTOR;
-
-    /// `None` if the range is not aligned for word loads.
-    #[inline]
-    pub(crate) fn new(span: Span, entries: u16) -> Option<Self> {
-        let fits = span.len() >= usize::from(entries) * DESCRIPTOR;
-        (fits && span.as_ptr().addr().is_multiple_of(8)).then_some(Self { span, entries })
-    }
-
-    #[inline]
-    pub(crate) fn entries(&self) -> u16 {
-        self.entries
-    }
-
-    /// Loads a descriptor, every field once.
-    ///
-    /// # Safety
-    ///
-    /// `index` is below [`entries`](Self::entries), and the table is still mapped.
-    #[inline]
-    pub(crate) unsafe fn load(&self, index: u16) -> Descriptor {
-        debug_assert!(index < self.entries);
-        // SAFETY: the index is within the table by the caller's word, the table within the span by `new`, and aligned.
-        let words = unsafe {
-            let at = self.span.as_ptr().cast::<u64>().add(usize::from(index) * 2);
-            [at.read_volatile(), at.add(1).read_volatile()]
-        };
-        Descriptor::from_words(words)
     }
 }
 
@@ -129,23 +80,118 @@ impl Table {
 ///
 /// Its methods are safe because [`SplitRing::bind`] is given the table that keeps the parts mapped by whoever also keeps
 /// that table for as long as the ring: [`core`](super::core) does.
+///
+/// Who writes which line: the driver the descriptor table and the available ring, we the used ring. The available index
+/// is loaded only when what was seen of it last is used up, or a burst could not be filled; the used index is stored once
+/// a burst.
 pub(crate) struct SplitRing {
     descriptors: Table,
     available: Span,
     used: Span,
     size: u16,
+    event_idx: bool,
+    /// The available index as last read.
+    seen: u16,
 }
 
 impl SplitRing {
-    /// Finds the parts in guest memory. `size` is a power of two from 2 to [`MAX_SIZE`].
+    #[inline]
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+
+    /// A 16-bit field of a part, to be touched atomically.
     ///
     /// # Safety
     ///
-    /// `memory` outlives the ring.
-    pub(crate) unsafe fn bind(
+    /// `offset` is even and below the part's length.
+    #[inline]
+    unsafe fn field(part: &Span, offset: usize) -> &AtomicU16 {
+        debug_assert!(offset.is_multiple_of(2) && offset + 2 <= part.len());
+        // SAFETY: within the part by the caller's word and aligned, as parts are; mapped as `bind` says. All access to
+        // these words on our side is atomic.
+        unsafe { AtomicU16::from_ptr(part.as_ptr().add(offset).cast()) }
+    }
+
+    /// How far the driver has offered buffers. What it wrote before is visible after.
+    #[inline]
+    fn available_index(&self) -> u16 {
+        // SAFETY: a fixed offset in the available ring's header.
+        u16::from_le(unsafe { Self::field(&self.available, 2) }.load(Ordering::Acquire))
+    }
+
+    /// The descriptor that begins the chain offered at `index`.
+    #[inline]
+    fn head(&self, index: u16) -> u16 {
+        let offset = AVAIL_HEADER + self.slot(index) * 2;
+        // SAFETY: the position is below the size, and the ring has that many entries after its header.
+        u16::from_le(unsafe { Self::field(&self.available, offset) }.load(Ordering::Relaxed))
+    }
+
+    /// Whether the driver asked not to be interrupted (without `EVENT_IDX`).
+    #[inline]
+    fn interrupts_suppressed(&self) -> bool {
+        // SAFETY: a fixed offset in the available ring's header.
+        let flags = unsafe { Self::field(&self.available, 0) }.load(Ordering::Relaxed);
+        u16::from_le(flags) & F_NO_INTERRUPT != 0
+    }
+
+    /// The used entry after which the driver wants to be interrupted (with `EVENT_IDX`).
+    #[inline]
+    fn used_event(&self) -> u16 {
+        let offset = AVAIL_HEADER + usize::from(self.size) * 2;
+        // SAFETY: the two bytes after the available ring's entries belong to it.
+        u16::from_le(unsafe { Self::field(&self.available, offset) }.load(Ordering::Relaxed))
+    }
+
+    /// What the guest's memory says about how far buffers were given back.
+    fn used_index(&self) -> u16 {
+        // SAFETY: a fixed offset in the used ring's header.
+        u16::from_le(unsafe { Self::field(&self.used, 2) }.load(Ordering::Relaxed))
+    }
+
+    /// Writes a used entry, both fields with one store; nobody looks at it before the index is stored.
+    #[inline]
+    fn set_used(&self, index: u16, head: u16, len: u32) {
+        let offset = USED_HEADER + self.slot(index) * USED_ELEMENT;
+        debug_assert!(offset + USED_ELEMENT <= self.used.len());
+        // SAFETY: the position is below the size, and the ring has that many entries after its header. Plain and unaligned: an entry is 4 bytes aligned.
+        unsafe {
+            let entry = self.used.as_ptr().add(offset).cast::<u64>();
+            entry.write_unaligned((u64::from(head) | u64::from(len) << 32).to_le());
+        }
+    }
+
+    /// Stores the used index: everything before it is the guest's again.
+    #[inline]
+    fn set_used_index(&self, index: u16) {
+        // SAFETY: a fixed offset in the used ring's header.
+        unsafe { Self::field(&self.used, 2) }.store(index.to_le(), Ordering::Release);
+    }
+
+    /// Asks for kicks or declines them (without `EVENT_IDX`).
+    #[inline]
+    fn set_kicks_declined(&self, declined: bool) {
+        let flags = if declined { F_NO_NOTIFY } else { 0 };
+        // SAFETY: a fixed offset in the used ring's header.
+        unsafe { Self::field(&self.used, 0) }.store(flags.to_le(), Ordering::Relaxed);
+    }
+
+    /// The available entry after which we want a kick (with `EVENT_IDX`).
+    #[inline]
+    fn set_available_event(&self, index: u16) {
+        let offset = USED_HEADER + usize::from(self.size) * USED_ELEMENT;
+        // SAFETY: the two bytes after the used ring's entries belong to it.
+        unsafe { Self::field(&self.used, offset) }.store(index.to_le(), Ordering::Relaxed);
+    }
+}
+
+impl Layout for SplitRing {
+    unsafe fn bind(
         memory: &GuestMemory,
         addresses: RingAddresses,
         size: u16,
+        event_idx: bool,
     ) -> Result<Self, PartError> {
         debug_assert!(size.is_power_of_two() && size <= MAX_SIZE);
         let entries = usize::from(size);
@@ -187,109 +233,199 @@ impl SplitRing {
             available,
             used,
             size,
+            event_idx,
+            seen: 0,
         })
     }
 
     #[inline]
-    pub(crate) fn size(&self) -> u16 {
+    fn size(&self) -> u16 {
         self.size
     }
 
-    #[inline]
-    pub(crate) fn descriptors(&self) -> Table {
-        self.descriptors
+    /// Whatever the front-end says: the guest's used index is where we stopped, after a crash of ours too.
+    fn start(&mut self, _base: u32) -> Position {
+        self.seen = self.used_index();
+        Position(self.seen)
+    }
+
+    fn resume(&mut self, at: Position) {
+        self.seen = at.0;
+    }
+
+    fn base(&self, at: Position) -> u32 {
+        at.0.into()
     }
 
     #[inline]
-    fn position(&self, index: u16) -> usize {
-        usize::from(index & (self.size - 1))
+    fn advance(&self, from: Position, entries: u16) -> Position {
+        Position(from.0.wrapping_add(entries))
     }
 
-    /// A 16-bit field of a part, to be touched atomically.
-    ///
-    /// # Safety
-    ///
-    /// `offset` is even and below the part's length.
     #[inline]
-    unsafe fn field(part: &Span, offset: usize) -> &AtomicU16 {
-        debug_assert!(offset.is_multiple_of(2) && offset + 2 <= part.len());
-        // SAFETY: within the part by the caller's word and aligned, as parts are; mapped as `bind` says. All access to
-        // these words on our side is atomic.
-        unsafe { AtomicU16::from_ptr(part.as_ptr().add(offset).cast()) }
+    fn look(&mut self, at: Position, enough: u16) -> Result<(), RingError> {
+        if self.seen.wrapping_sub(at.0) >= enough {
+            return Ok(());
+        }
+        let available = self.available_index();
+        if available.wrapping_sub(at.0) > self.size {
+            return Err(RingError::AvailableIndex {
+                available,
+                next: at.0,
+                size: self.size,
+            });
+        }
+        self.seen = available;
+        Ok(())
     }
 
-    /// How far the driver has offered buffers. What it wrote before is visible after.
     #[inline]
-    pub(crate) fn available_index(&self) -> u16 {
-        // SAFETY: a fixed offset in the available ring's header.
-        u16::from_le(unsafe { Self::field(&self.available, 2) }.load(Ordering::Acquire))
+    fn sees(&self, at: Position) -> bool {
+        self.seen != at.0
     }
 
-    /// The descriptor that begins the chain offered at `index`.
     #[inline]
-    pub(crate) fn head(&self, index: u16) -> u16 {
-        let offset = AVAIL_HEADER + self.position(index) * 2;
-        // SAFETY: the position is below the size, and the ring has that many entries after its header.
-        u16::from_le(unsafe { Self::field(&self.available, offset) }.load(Ordering::Relaxed))
+    fn has_work(&self, at: Position) -> bool {
+        self.available_index() != at.0
     }
 
-    /// Whether the driver asked not to be interrupted (without `EVENT_IDX`).
     #[inline]
-    pub(crate) fn interrupts_suppressed(&self) -> bool {
-        // SAFETY: a fixed offset in the available ring's header.
-        let flags = unsafe { Self::field(&self.available, 0) }.load(Ordering::Relaxed);
-        u16::from_le(flags) & F_NO_INTERRUPT != 0
+    fn single(&self, at: Position) -> Option<(u16, Buffer)> {
+        let head = self.head(at.0);
+        if head >= self.size {
+            return None;
+        }
+        // SAFETY: the head is below the size; the ring's memory is held with it.
+        let descriptor = Descriptor::from(unsafe { self.descriptors.load(head) });
+        (descriptor.flags & (F_NEXT | F_INDIRECT) == 0).then_some((head, descriptor.buffer))
     }
 
-    /// The used entry after which the driver wants to be interrupted (with `EVENT_IDX`).
     #[inline]
-    pub(crate) fn used_event(&self) -> u16 {
-        let offset = AVAIL_HEADER + usize::from(self.size) * 2;
-        // SAFETY: the two bytes after the available ring's entries belong to it.
-        u16::from_le(unsafe { Self::field(&self.available, offset) }.load(Ordering::Relaxed))
+    fn walk(
+        &self,
+        at: Position,
+        walk: &mut Walk<'_>,
+        spans: &mut Spans,
+    ) -> Result<Chain, RingError> {
+        let (head, size) = (self.head(at.0), self.size);
+        if head >= size {
+            return Err(RingError::Head { head, size });
+        }
+        Ok(Chain {
+            id: head,
+            entries: 1,
+            bytes: self.follow(head, walk, spans),
+        })
     }
 
-    /// What the guest's memory says about how far buffers were given back.
-    pub(crate) fn used_index(&self) -> u16 {
-        // SAFETY: a fixed offset in the used ring's header.
-        u16::from_le(unsafe { Self::field(&self.used, 2) }.load(Ordering::Relaxed))
-    }
-
-    /// Writes a used entry; nobody looks at it before [`publish`](Self::publish).
     #[inline]
-    pub(crate) fn set_used(&self, index: u16, head: u16, len: u32) {
-        let offset = USED_HEADER + self.position(index) * USED_ELEMENT;
-        debug_assert!(offset + USED_ELEMENT <= self.used.len());
-        // SAFETY: the position is below the size, and the ring has that many entries after its header, 4 bytes aligned.
-        unsafe {
-            let entry = self.used.as_ptr().add(offset).cast::<u32>();
-            entry.write_volatile(u32::from(head).to_le());
-            entry.add(1).write_volatile(len.to_le());
+    fn give_back(&mut self, at: Position, id: u16, _entries: u16, len: u32) {
+        self.set_used(at.0, id, len);
+    }
+
+    #[inline]
+    fn prefetch_used(&self, at: Position, count: u16) {
+        let entry = |index: u16| {
+            let offset = USED_HEADER + self.slot(index) * USED_ELEMENT;
+            self.used.as_ptr().wrapping_add(offset)
+        };
+        for index in (0..count).step_by(LINE / USED_ELEMENT) {
+            prefetch_write(entry(at.0.wrapping_add(index)));
         }
     }
 
-    /// Stores the used index: everything before it is the guest's again.
     #[inline]
-    pub(crate) fn publish(&self, index: u16) {
-        // SAFETY: a fixed offset in the used ring's header.
-        unsafe { Self::field(&self.used, 2) }.store(index.to_le(), Ordering::Release);
+    fn publish(&mut self, at: Position) {
+        self.set_used_index(at.0);
     }
 
-    /// Asks for kicks or declines them (without `EVENT_IDX`).
     #[inline]
-    pub(crate) fn set_kicks_declined(&self, declined: bool) {
-        let flags = if declined { F_NO_NOTIFY } else { 0 };
-        // SAFETY: a fixed offset in the used ring's header.
-        unsafe { Self::field(&self.used, 0) }.store(flags.to_le(), Ordering::Relaxed);
+    fn asks(&self, _at: Position, _published: u16) -> GuestAsks {
+        if self.event_idx {
+            GuestAsks::Event(self.used_event())
+        } else {
+            GuestAsks::Flags {
+                suppressed: self.interrupts_suppressed(),
+            }
+        }
     }
 
-    /// The available entry after which we want a kick (with `EVENT_IDX`).
-    #[inline]
-    pub(crate) fn set_available_event(&self, index: u16) {
-        let offset = USED_HEADER + usize::from(self.size) * USED_ELEMENT;
-        // SAFETY: the two bytes after the used ring's entries belong to it.
-        unsafe { Self::field(&self.used, offset) }.store(index.to_le(), Ordering::Relaxed);
+    fn ask_for_kicks(&self, at: Position) {
+        if self.event_idx {
+            self.set_available_event(at.0);
+        } else {
+            self.set_kicks_declined(false);
+        }
     }
+
+    fn decline_kicks(&self, at: Position) {
+        if self.event_idx {
+            // An event already passed: it comes round again after 65,535 buffers.
+            self.set_available_event(at.0.wrapping_sub(1));
+        } else {
+            self.set_kicks_declined(true);
+        }
+    }
+}
+
+impl SplitRing {
+    /// The chain that begins at `head`, which is below the size.
+    #[inline]
+    fn follow(
+        &self,
+        head: u16,
+        walk: &mut Walk<'_>,
+        spans: &mut Spans,
+    ) -> Result<usize, ChainError> {
+        let entries = self.descriptors.entries();
+        let (mut index, mut total) = (head, 0);
+        for _ in 0..entries.min(MAX_CHAIN) {
+            // SAFETY: `head` is below the size by contract, `next` is checked below; the ring's memory is held with it.
+            let descriptor = Descriptor::from(unsafe { self.descriptors.load(index) });
+            walk.walked += 1;
+            if descriptor.flags & F_INDIRECT != 0 {
+                if !walk.indirect || descriptor.flags & F_NEXT != 0 {
+                    return Err(ChainError::IndirectMisplaced);
+                }
+                return follow_indirect(descriptor.buffer, walk, spans, total);
+            }
+            walk.add(descriptor.buffer, spans, &mut total)?;
+            if descriptor.flags & F_NEXT == 0 {
+                return Ok(total);
+            }
+            index = descriptor.next;
+            if index >= entries {
+                return Err(ChainError::NextOutOfRange);
+            }
+        }
+        Err(ChainError::Loop)
+    }
+}
+
+#[inline]
+fn follow_indirect(
+    buffer: Buffer,
+    walk: &mut Walk<'_>,
+    spans: &mut Spans,
+    mut total: usize,
+) -> Result<usize, ChainError> {
+    let table = walk.table(buffer.addr, buffer.len)?;
+    let mut index = 0;
+    for _ in 0..table.entries() {
+        let descriptor = Descriptor::from(table.load(walk, index)?);
+        if descriptor.flags & F_INDIRECT != 0 {
+            return Err(ChainError::IndirectMisplaced);
+        }
+        walk.add(descriptor.buffer, spans, &mut total)?;
+        if descriptor.flags & F_NEXT == 0 {
+            return Ok(total);
+        }
+        index = descriptor.next;
+        if index >= table.entries() {
+            return Err(ChainError::NextOutOfRange);
+        }
+    }
+    Err(ChainError::Loop)
 }
 
 #[cfg(test)]
@@ -327,7 +463,7 @@ mod tests {
         size: u16,
     ) -> Result<SplitRing, PartError> {
         // SAFETY: every test keeps its memory until its ring is gone.
-        unsafe { SplitRing::bind(memory, addresses, size) }
+        unsafe { SplitRing::bind(memory, addresses, size, true) }
     }
 
     #[test]
@@ -374,7 +510,7 @@ mod tests {
         let memory = memory(USER);
         let ring = bind(&memory, addresses(0, 0x1000, 0x2000), 4).unwrap();
         ring.set_used(5, 3, 77);
-        ring.publish(0x1234);
+        ring.set_used_index(0x1234);
         ring.set_kicks_declined(true);
         ring.set_available_event(0xabcd);
         let mut used = [0; 6 + 8 * 4];
@@ -384,10 +520,10 @@ mod tests {
         assert_eq!(used[36..], [0xcd, 0xab]);
         assert_eq!(ring.used_index(), 0x1234);
 
-        let bytes = [0x11, 0, 0, 0, 0, 0, 0, 0x80, 1, 2, 0, 0, 5, 0, 9, 0];
-        let descriptor = Descriptor::from_bytes(bytes);
-        assert_eq!(descriptor.addr, 0x8000_0000_0000_0011);
-        assert_eq!(descriptor.len, 0x201);
-        assert_eq!((descriptor.flags, descriptor.next), (5, 9));
+        let descriptor = Descriptor::from([0x8000_0000_0000_0011, 0x0009_0006_0000_0201]);
+        assert_eq!(descriptor.buffer.addr, 0x8000_0000_0000_0011);
+        assert_eq!(descriptor.buffer.len, 0x201);
+        assert!(descriptor.buffer.writable);
+        assert_eq!((descriptor.flags, descriptor.next), (6, 9));
     }
 }

@@ -1,45 +1,58 @@
 //! Guest to switch.
 //!
-//! A burst is taken in two passes: the first copies out descriptors, looks buffers up and asks the cache for their first
-//! lines; the second, when those have arrived, copies each frame's header and head. What is decided and what is sent is
-//! that copy; the rest of a frame, its tail, is copied once, from here to where it goes.
+//! A burst is taken in passes: descriptors are copied out and buffers looked up, and the cache is asked for their first
+//! lines, a burst ahead if they are simple; then, when those have arrived, each frame's header and head are copied. What is
+//! decided and what is sent is that copy; the rest of a frame, its tail, is copied once, from here to where it goes.
 
-use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use vswitch_packet::VirtioNetHdr;
 
-use super::chain::{Direction, Spans, Walker};
+use super::ahead::Ready;
+use super::chain::{Direction, Spans};
 use super::core::{Core, Setup};
-use super::{ChainError, HEAD_LEN, MAX_BURST, MAX_CHAIN, MAX_FRAME, QueuePair, RingError};
-use crate::memory::{GuestMemory, Piece, Pieces};
+use super::layout::Layout;
+use super::{ChainError, HEAD_LEN, MAX_BURST, MAX_CHAIN, MAX_FRAME, RingError};
+use crate::memory::{Piece, Pieces, Span, copy_short};
 
 /// Pieces that all frames of a burst may have together, and so also one alone.
 const MAX_PIECES: usize = 4_096;
 
+/// Lines of a buffer asked for ahead: header and head.
+const HEAD_LINES: usize = 2;
+
 /// Where a head begins in its snapshot; the header, 10 or 12 bytes, ends there.
 const HEAD_AT: usize = 16;
+
+/// So much of a head is enough if the frame asks for no offload: Ethernet, tags, the longest IPv4 header or IPv6 with an
+/// extension, and ports.
+pub const PLAIN_HEAD_LEN: usize = 96;
 
 /// A worker's room for one burst: the snapshots of header and head, and the pieces of the tails. Nothing is allocated
 /// after it is made.
 pub struct TxScratch {
     spans: Spans,
-    frames: ArrayVec<Result<Frame, ChainError>, MAX_BURST>,
-    snapshots: Box<[[u8; HEAD_AT + HEAD_LEN]; MAX_BURST]>,
+    frames: ArrayVec<Frame, MAX_BURST>,
+    snapshots: Box<[Snapshot; MAX_BURST]>,
+    header_len: usize,
 }
+
+/// Header and head of a frame.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+struct Snapshot([u8; HEAD_AT + HEAD_LEN]);
 
 /// A taken frame: which pieces, and how much of it is in the snapshot.
 #[derive(Clone, Copy)]
 struct Frame {
-    first: usize,
-    end: usize,
     /// Of the chain at first, header included; of the frame once its head is out.
-    len: usize,
-    head_len: usize,
-    header: VirtioNetHdr,
+    len: u32,
+    /// Its spans, at most [`MAX_PIECES`].
+    first: u16,
+    end: u16,
+    head_len: u16,
+    error: Option<ChainError>,
 }
 
 impl TxScratch {
@@ -49,32 +62,115 @@ impl TxScratch {
         Self {
             spans: Spans::new(MAX_PIECES),
             frames: ArrayVec::new(),
-            snapshots: Box::new([[0; HEAD_AT + HEAD_LEN]; MAX_BURST]),
+            snapshots: Box::new([Snapshot([0; HEAD_AT + HEAD_LEN]); MAX_BURST]),
+            header_len: VirtioNetHdr::LEN,
         }
     }
 
-    /// Copies header and head of frame `index` out, and leaves its tail in its pieces.
+    #[inline]
+    fn clear(&mut self, header_len: usize) {
+        self.frames.clear();
+        self.spans.truncate(0);
+        self.header_len = header_len;
+    }
+
+    /// Adds a chain whose spans are those from `first` on.
+    #[inline]
+    fn push(&mut self, first: usize, bytes: Result<usize, ChainError>) {
+        let (len, error) = match bytes {
+            Ok(len) => (len as u32, None),
+            Err(error) => (0, Some(error)),
+        };
+        self.frames.push(Frame {
+            len,
+            first: first as u16,
+            end: self.spans.len() as u16,
+            head_len: 0,
+            error,
+        });
+    }
+
+    /// Copies header and head of every frame out, and leaves its tail in its pieces.
     ///
     /// # Safety
     ///
-    /// The frame's spans are mapped.
+    /// The frames' spans are mapped.
     #[inline]
-    unsafe fn snapshot(&mut self, index: usize, header_len: usize) -> Result<Frame, ChainError> {
-        let (Some(slot), Some(snapshot)) = (self.frames.get(index), self.snapshots.get_mut(index))
-        else {
-            return Err(ChainError::Empty);
-        };
-        let mut frame = (*slot)?;
-        match frame.len.checked_sub(header_len) {
-            None => return Err(ChainError::Short),
-            Some(0) => return Err(ChainError::Empty),
-            Some(len) if len > MAX_FRAME => return Err(ChainError::TooLong),
-            Some(len) => frame.len = len,
+    unsafe fn snapshot_all(&mut self) {
+        let header_len = self.header_len;
+        let spans = self.spans.as_mut_slice();
+        for (frame, snapshot) in self.frames.iter_mut().zip(self.snapshots.iter_mut()) {
+            if frame.error.is_some() {
+                continue;
+            }
+            let len = match (frame.len as usize).checked_sub(header_len) {
+                None => Err(ChainError::Short),
+                Some(0) => Err(ChainError::Empty),
+                Some(len) if len > MAX_FRAME => Err(ChainError::TooLong),
+                Some(len) => Ok(len),
+            };
+            let (len, pieces) = match len {
+                Ok(len) => (len, usize::from(frame.first)..usize::from(frame.end)),
+                Err(error) => {
+                    frame.error = Some(error);
+                    continue;
+                }
+            };
+            frame.len = len as u32;
+            let chain = &mut spans[pieces];
+            // SAFETY: mapped, by the caller's word.
+            frame.head_len = unsafe {
+                match chain {
+                    [only] => snapshot.take_simple(only, header_len, len),
+                    _ => snapshot.take_gathered(chain, header_len, len, &mut frame.first),
+                }
+            } as u16;
         }
-        frame.head_len = frame.len.min(HEAD_LEN);
+    }
+}
+
+impl Snapshot {
+    /// Fills it from a chain of one piece; says how much of the head there is and takes it off the piece. The chain has
+    /// `len` bytes behind its header.
+    ///
+    /// # Safety
+    ///
+    /// The span is mapped and has `header_len + len` bytes.
+    #[inline]
+    unsafe fn take_simple(&mut self, span: &mut Span, header_len: usize, len: usize) -> usize {
         let begin = HEAD_AT - header_len;
-        let mut to = &mut snapshot[begin..HEAD_AT + frame.head_len];
-        for span in &mut self.spans.as_mut_slice()[frame.first..frame.end] {
+        let first = len.min(PLAIN_HEAD_LEN);
+        let to = self.0.as_mut_ptr();
+        // SAFETY: so much is in the span, and in the snapshot.
+        unsafe { copy_short(span.as_ptr(), to.add(begin), header_len + first) };
+        let mut head_len = first;
+        if self.asks_for_offload(header_len) && len > first {
+            head_len = len.min(HEAD_LEN);
+            // SAFETY: as above; these are the bytes after those.
+            unsafe {
+                let from = span.as_ptr().add(header_len + first);
+                copy_short(from, to.add(HEAD_AT + first), head_len - first);
+            }
+        }
+        *span = span.skip(header_len + head_len);
+        head_len
+    }
+
+    /// Fills it from a chain of any pieces, and leaves in `first` which one the tail begins in.
+    ///
+    /// # Safety
+    ///
+    /// The spans are mapped.
+    unsafe fn take_gathered(
+        &mut self,
+        chain: &mut [Span],
+        header_len: usize,
+        len: usize,
+        first: &mut u16,
+    ) -> usize {
+        let head_len = len.min(HEAD_LEN);
+        let mut to = &mut self.0[HEAD_AT - header_len..HEAD_AT + head_len];
+        for span in chain {
             // SAFETY: mapped, by the caller's word.
             let count = unsafe { span.read(to) };
             to = &mut to[count..];
@@ -82,12 +178,28 @@ impl TxScratch {
                 *span = span.skip(count);
                 break;
             }
-            frame.first += 1;
+            *first += 1;
         }
-        let mut header = [0; VirtioNetHdr::LEN];
-        header[..header_len].copy_from_slice(&snapshot[begin..HEAD_AT]);
-        frame.header = VirtioNetHdr::from_bytes(&header);
-        Ok(frame)
+        head_len
+    }
+
+    /// Flags or segmentation type are set.
+    #[inline]
+    fn asks_for_offload(&self, header_len: usize) -> bool {
+        let begin = HEAD_AT - header_len;
+        self.0[begin] | self.0[begin + 1] != 0
+    }
+
+    #[inline]
+    fn header(&self, header_len: usize) -> VirtioNetHdr {
+        let mut bytes = [0; VirtioNetHdr::LEN];
+        let begin = HEAD_AT - header_len;
+        bytes.copy_from_slice(&self.0[begin..begin + VirtioNetHdr::LEN]);
+        if header_len < VirtioNetHdr::LEN {
+            // It ends before num_buffers; those bytes are the frame's.
+            bytes[header_len..].fill(0);
+        }
+        VirtioNetHdr::from_bytes(&bytes)
     }
 }
 
@@ -108,7 +220,7 @@ impl std::fmt::Debug for TxScratch {
 pub struct TxFrame<'r> {
     /// The offload request in front of it. `num_buffers` means nothing here.
     pub header: VirtioNetHdr,
-    /// Our copy of the first [`HEAD_LEN`] bytes, or of all of them.
+    /// Our copy of the first bytes: all of them, or at least [`PLAIN_HEAD_LEN`], and [`HEAD_LEN`] if it asks for an offload.
     pub head: &'r [u8],
     /// The rest, in the guest's memory.
     pub tail: Pieces<'r>,
@@ -116,10 +228,11 @@ pub struct TxFrame<'r> {
     pub len: u32,
 }
 
-/// Frames taken together. They are the guest's again at [`TxRing::complete`], which cannot be called before this is gone.
+/// Frames taken together. They are the guest's again at [`complete`](super::TxRing::complete), which cannot be called
+/// before this is gone.
 pub struct TxBurst<'r> {
     scratch: &'r TxScratch,
-    _ring: PhantomData<&'r mut TxRing>,
+    _ring: PhantomData<&'r mut ()>,
 }
 
 impl<'r> TxBurst<'r> {
@@ -145,21 +258,23 @@ impl<'r> TxBurst<'r> {
     #[inline]
     pub fn frame(&self, index: usize) -> Result<TxFrame<'r>, ChainError> {
         let scratch = self.scratch;
-        let (Some(slot), Some(snapshot)) =
+        let (Some(frame), Some(snapshot)) =
             (scratch.frames.get(index), scratch.snapshots.get(index))
         else {
             return Err(ChainError::Empty);
         };
-        let frame = (*slot)?;
-        let spans = &scratch.spans.as_slice()[frame.first..frame.end];
+        if let Some(error) = frame.error {
+            return Err(error);
+        }
+        let spans = &scratch.spans.as_slice()[usize::from(frame.first)..usize::from(frame.end)];
         // SAFETY: the spans were resolved in the ring's memory, which the ring holds while the burst borrows it.
         let pieces: &'r [Piece<'r>] = unsafe { Piece::from_spans(spans) };
+        let head_len = usize::from(frame.head_len);
         Ok(TxFrame {
-            header: frame.header,
-            head: &snapshot[HEAD_AT..HEAD_AT + frame.head_len],
-            tail: Pieces::with_len(pieces, frame.len - frame.head_len),
-            // At most MAX_FRAME.
-            len: frame.len as u32,
+            header: snapshot.header(scratch.header_len),
+            head: &snapshot.0[HEAD_AT..HEAD_AT + head_len],
+            tail: Pieces::with_len(pieces, frame.len as usize - head_len),
+            len: frame.len,
         })
     }
 
@@ -169,23 +284,26 @@ impl<'r> TxBurst<'r> {
     }
 }
 
-/// A transmit queue, started. Owned by exactly one worker at a time.
-pub struct TxRing {
-    core: Core,
+/// A transmit queue of one layout.
+pub(super) struct Transmit<L> {
+    pub(super) core: Core<L>,
 }
 
-impl TxRing {
-    pub(crate) fn start(setup: Setup) -> Result<Self, RingError> {
-        Core::start(setup).map(|core| Self { core })
+/// What came of walking the next chain.
+enum Walked {
+    Taken,
+    /// Not in this burst.
+    Later,
+}
+
+impl<L: Layout> Transmit<L> {
+    pub(super) fn start(setup: Setup) -> Result<Self, RingError> {
+        Core::start(setup, Direction::Transmit).map(|core| Self { core })
     }
 
-    /// Takes up to `max` frames, at most [`MAX_BURST`]; what was taken before is completed first.
-    ///
-    /// # Errors
-    ///
-    /// The ring has stopped, now or before. Its session is told and will come to fetch it; there is nothing to do here.
+    /// See [`TxRing::take`](super::TxRing::take).
     #[inline]
-    pub fn take<'r>(
+    pub(super) fn take<'r>(
         &'r mut self,
         scratch: &'r mut TxScratch,
         max: usize,
@@ -193,181 +311,84 @@ impl TxRing {
         let core = &mut self.core;
         core.check()?;
         core.publish();
-        scratch.frames.clear();
-        scratch.spans.truncate(0);
+        scratch.clear(core.header_len);
 
         let max = max.min(MAX_BURST);
-        let mut on_offer = usize::from(core.seen());
-        if on_offer < max {
-            on_offer = usize::from(core.look()?);
+        if core.ahead.len() < max {
+            core.look(max)?;
+            core.look_ahead(max, fetch);
         }
         let mut walked = 0;
-        while scratch.frames.len() < max.min(on_offer) && walked < usize::from(MAX_CHAIN) {
-            let head = match core.head(0) {
-                Ok(head) => head,
-                // Whatever was taken is served before the ring stops.
-                Err(_) if !scratch.frames.is_empty() => break,
-                Err(error) => return Err(core.break_with(error)),
-            };
-            let first = scratch.spans.len();
-            let mut walker = Walker {
-                ring: &core.ring,
-                memory: &core.memory,
-                window: &mut core.window,
-                direction: Direction::Transmit,
-                indirect: core.indirect,
-                walked,
-            };
-            let chain = walker.walk(head, &mut scratch.spans);
-            walked = walker.walked;
-            let frame = match chain {
-                Ok(len) => {
-                    for span in scratch.spans.as_slice()[first..].iter().take(2) {
-                        prefetch(span.as_ptr());
-                    }
-                    Ok(Frame {
-                        first,
-                        end: scratch.spans.len(),
-                        len,
-                        head_len: 0,
-                        header: VirtioNetHdr::default(),
-                    })
+        while scratch.frames.len() < max && walked < usize::from(MAX_CHAIN) {
+            if let Some(Ready { span, id }) = core.ahead.pop() {
+                let first = scratch.spans.len();
+                if !scratch.spans.push(span) {
+                    break;
                 }
-                Err(error) => {
-                    scratch.spans.truncate(first);
-                    if error == ChainError::TooManyPieces && first > 0 {
-                        // With the room to itself it may do.
-                        break;
-                    }
-                    Err(error)
-                }
-            };
-            scratch.frames.push(frame);
-            core.give_back(head, 0);
+                scratch.push(first, Ok(span.len()));
+                core.give_back(id, 1, 0);
+            } else if !core.ring.sees(core.next) {
+                break;
+            } else if let Walked::Later = self::walk(core, scratch, &mut walked)? {
+                break;
+            }
         }
-        let header_len = core.header_len;
-        for index in 0..scratch.frames.len() {
-            // SAFETY: the spans were resolved just now, in the memory that the ring holds.
-            scratch.frames[index] = unsafe { scratch.snapshot(index, header_len) };
-        }
+        // SAFETY: the spans were resolved in the memory that the ring holds.
+        unsafe { scratch.snapshot_all() };
+        core.ring.prefetch_used(core.next, MAX_BURST as u16);
+        core.look_ahead(MAX_BURST, fetch);
         Ok(TxBurst {
             scratch,
             _ring: PhantomData,
         })
     }
-
-    /// Gives all taken frames back to the guest; false if there were none.
-    #[inline]
-    pub fn complete(&mut self) -> bool {
-        self.core.publish() > 0
-    }
-
-    /// Calls the guest if it wants to hear of what was completed; true if it was called.
-    ///
-    /// # Errors
-    ///
-    /// The call could not be written; it is tried again at the next completion.
-    #[inline]
-    pub fn signal(&mut self) -> io::Result<bool> {
-        self.core.notify()
-    }
-
-    /// Asks the guest for a kick at its next frame; true if one is waiting already, and then the ring is to be
-    /// [disarmed](Self::disarm) and served.
-    pub fn arm(&mut self) -> bool {
-        self.core.arm()
-    }
-
-    /// Tells the guest that no kick is needed.
-    pub fn disarm(&mut self) {
-        self.core.disarm();
-    }
-
-    /// Whether a frame is waiting.
-    #[inline]
-    #[must_use]
-    pub fn has_work(&self) -> bool {
-        self.core.has_work()
-    }
-
-    /// What becomes readable at a kick; `None` if the guest sends none, and the ring must be polled.
-    #[must_use]
-    pub fn kick(&self) -> Option<BorrowedFd<'_>> {
-        self.core.kick()
-    }
-
-    /// Takes a kick back, so that the descriptor is readable only at the next. Never sleeps.
-    pub fn drain_kick(&self) {
-        self.core.drain_kick();
-    }
-
-    /// Whether the queue is enabled. Frames of one that is not are to be taken and discarded.
-    #[inline]
-    #[must_use]
-    pub fn enabled(&self) -> bool {
-        self.core.enabled
-    }
-
-    /// Descriptors of the ring.
-    #[must_use]
-    pub fn size(&self) -> u16 {
-        self.core.ring.size()
-    }
-
-    /// Which queue this is.
-    #[inline]
-    #[must_use]
-    pub fn queue_pair(&self) -> QueuePair {
-        self.core.pair
-    }
-
-    pub(crate) fn set_enabled(&mut self, enabled: bool) {
-        self.core.enabled = enabled;
-    }
-
-    pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
-        self.core.set_call(call);
-    }
-
-    pub(crate) fn set_kick(&mut self, kick: Option<Arc<OwnedFd>>) {
-        self.core.set_kick(kick);
-    }
-
-    pub(crate) fn rebind(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
-        self.core.rebind(memory)
-    }
-
-    pub(crate) fn error(&self) -> Option<RingError> {
-        self.core.error()
-    }
-
-    /// Gives everything back and says where the ring stands.
-    pub(crate) fn settle(&mut self) -> u16 {
-        self.core.publish();
-        self.core.next
-    }
 }
 
-impl std::fmt::Debug for TxRing {
+/// Takes a chain of any kind.
+#[inline]
+fn walk<L: Layout>(
+    core: &mut Core<L>,
+    scratch: &mut TxScratch,
+    walked: &mut usize,
+) -> Result<Walked, RingError> {
+    let first = scratch.spans.len();
+    let chain = match core.walk(core.next, walked, &mut scratch.spans) {
+        Ok(chain) => chain,
+        // Whatever was taken is served before the ring stops.
+        Err(_) if !scratch.frames.is_empty() => return Ok(Walked::Later),
+        Err(error) => return Err(core.break_with(error)),
+    };
+    match chain.bytes {
+        Ok(_) => {
+            for span in scratch.spans.as_slice()[first..].iter().take(2) {
+                span.prefetch_read(1);
+            }
+        }
+        Err(error) => {
+            scratch.spans.truncate(first);
+            if error == ChainError::TooManyPieces && first > 0 {
+                // With the room to itself it may do.
+                return Ok(Walked::Later);
+            }
+        }
+    }
+    scratch.push(first, chain.bytes);
+    core.give_back(chain.id, chain.entries, 0);
+    Ok(Walked::Taken)
+}
+
+#[inline]
+fn fetch(ready: &Ready) {
+    ready.span.prefetch_read(HEAD_LINES);
+}
+
+impl<L> std::fmt::Debug for Transmit<L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TxRing")
+        f.debug_struct("Transmit")
             .field("pair", &self.core.pair)
             .field("next", &self.core.next)
             .finish_non_exhaustive()
     }
-}
-
-/// Asks the cache for the line at `at`, without waiting.
-#[inline]
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint and accesses nothing, whatever the address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 #[cfg(test)]

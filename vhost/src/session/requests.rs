@@ -296,7 +296,7 @@ impl<'a> Session<'a> {
             .map_err(|_| format!("{:#x} is no index of a split ring", { state.num }))?;
         self.update(state.index, |vring, rings| {
             vring.restart(rings);
-            vring.base = Some(base);
+            vring.base = Some(base.into());
         })
     }
 
@@ -304,7 +304,7 @@ impl<'a> Session<'a> {
         let VhostUserVringState { index, .. } = message.payload()?;
         let rings = &mut *self.rings;
         let next = find(&mut self.vrings, index)?.stop(rings);
-        let state = VhostUserVringState::new(index, u32::from(next));
+        let state = VhostUserVringState::new(index, next);
         Ok(Answer::Bytes(state.as_slice().to_vec()))
     }
 

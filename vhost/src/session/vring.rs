@@ -60,7 +60,7 @@ pub(super) struct Vring {
     pub(super) queue: QueueIndex,
     pub(super) size: Option<u16>,
     pub(super) addresses: Option<RingAddresses>,
-    pub(super) base: Option<u16>,
+    pub(super) base: Option<u32>,
     kick: Option<Kick>,
     call: Option<Arc<OwnedFd>>,
     error: Option<OwnedFd>,
@@ -153,6 +153,7 @@ impl Vring {
             memory: Arc::clone(&device.memory),
             addresses: self.addresses.unwrap_or_default(),
             size: self.size.unwrap_or(2),
+            base: self.base.unwrap_or(0),
             features: device.features.unwrap_or(0),
             kick: match &self.kick {
                 Some(Kick::Event(kick)) => Some(Arc::clone(kick)),
@@ -213,7 +214,7 @@ impl Vring {
     }
 
     /// Stops the queue until it is kicked off anew, and says where it stands.
-    pub(super) fn stop(&mut self, rings: &mut dyn Rings) -> u16 {
+    pub(super) fn stop(&mut self, rings: &mut dyn Rings) -> u32 {
         self.park(rings);
         if let State::Parked(ring) = &mut self.state {
             self.base = Some(ring.settle());
@@ -276,7 +277,7 @@ impl Vring {
 }
 
 impl Ring {
-    fn settle(&mut self) -> u16 {
+    fn settle(&mut self) -> u32 {
         match self {
             Self::Tx(ring) => ring.settle(),
             Self::Rx(ring) => ring.settle(),

@@ -268,7 +268,7 @@ impl Forwarder {
         outcomes: &mut Outcomes,
     ) {
         let accepts = accepts(ring);
-        let mut burst = match ring.begin() {
+        let mut burst = match ring.begin(list.len()) {
             Ok(burst) => burst,
             Err(_) => return outcomes.fill(Outcome::dropped(OutputDrop::RingBroken)),
         };

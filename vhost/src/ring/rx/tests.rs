@@ -4,6 +4,7 @@ use super::*;
 use crate::features::{
     ANY_LAYOUT, NET_MRG_RXBUF, RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1, mask,
 };
+use crate::ring::RxRing;
 use crate::testing::{Guest, INDIRECT, NEXT, Queue, WRITE, count, setup};
 use proptest::prelude::*;
 
@@ -41,7 +42,7 @@ impl Bench {
         let (one, two) = head.split_at(head.len().min(14));
         let (left, right) = tail.split_at(tail.len() / 3);
         let pieces = [Piece::from(left), Piece::from(right)];
-        let mut burst = self.ring.begin().unwrap();
+        let mut burst = self.ring.begin(1).unwrap();
         let put = burst.put(&header(), &[one, two], Pieces::from_slice(&pieces));
         burst.finish();
         put
@@ -239,7 +240,7 @@ fn a_burst_is_published_once_at_its_end() {
     for head in 0..8 {
         bench.offer(head, &[500]);
     }
-    let mut burst = bench.ring.begin().unwrap();
+    let mut burst = bench.ring.begin(1).unwrap();
     for _ in 0..5 {
         burst
             .put(&header(), &[&pattern(60)], Pieces::empty())
@@ -248,14 +249,14 @@ fn a_burst_is_published_once_at_its_end() {
     assert_eq!(bench.queue.used_index(&bench.guest), 0);
     assert_eq!(burst.finish(), 5);
     assert_eq!(bench.queue.used_index(&bench.guest), 5);
-    assert_eq!(bench.ring.begin().unwrap().finish(), 0);
+    assert_eq!(bench.ring.begin(1).unwrap().finish(), 0);
 }
 
 #[test]
 fn buffers_offered_during_a_burst_are_found_once() {
     let mut bench = Bench::new(PLAIN);
     bench.offer(0, &[500]);
-    let mut burst = bench.ring.begin().unwrap();
+    let mut burst = bench.ring.begin(1).unwrap();
     assert_eq!(
         burst.put(&header(), &[&pattern(60)], Pieces::empty()),
         Ok(())
@@ -274,7 +275,7 @@ fn indices_that_lie_stop_the_ring() {
     let mut bench = Bench::new(PLAIN);
     bench.guest.write_u16(bench.queue.available() + 2, 65_535);
     assert!(matches!(
-        bench.ring.begin(),
+        bench.ring.begin(1),
         Err(RingError::AvailableIndex { .. })
     ));
     assert!(bench.ring.error().is_some());
@@ -283,7 +284,7 @@ fn indices_that_lie_stop_the_ring() {
     bench.queue.offer(&bench.guest, 256);
     assert_eq!(bench.put(&pattern(60)), Err(RxError::Full));
     assert!(matches!(
-        bench.ring.begin(),
+        bench.ring.begin(1),
         Err(RingError::Head {
             head: 256,
             size: 256
@@ -293,16 +294,16 @@ fn indices_that_lie_stop_the_ring() {
     // In the middle of collecting, too.
     let mut bench = Bench::new(MERGED);
     bench.offer(0, &[100]);
-    assert!(bench.ring.begin().is_ok());
+    assert!(bench.ring.begin(1).is_ok());
     bench.guest.write_u16(bench.queue.available() + 2, 1000);
     assert_eq!(bench.put(&pattern(300)), Err(RxError::Full));
-    assert!(bench.ring.begin().is_err());
+    assert!(bench.ring.begin(1).is_err());
 }
 
 #[test]
 fn calls_are_made_after_finish_and_only_if_wanted() {
     let mut bench = Bench::new(PLAIN | mask(RING_EVENT_IDX));
-    let call = bench.ring.core.call_for_tests();
+    let call = bench.ring.call_for_tests();
     count(&call);
     let mut deliver = |event: u16| {
         bench.queue.set_used_event(&bench.guest, event);

@@ -50,7 +50,7 @@ fn exchange(front: &mut Front, slot: u16) {
         ring.signal().unwrap();
     });
     front.switch.with_rx(0, |ring| {
-        let mut burst = ring.begin().unwrap();
+        let mut burst = ring.begin(1).unwrap();
         burst
             .put(
                 &VirtioNetHdr::default(),

@@ -1,0 +1,81 @@
+//! Chains that were resolved before they are needed.
+//!
+//! Nearly every buffer is a single descriptor. Such ones are looked up a burst ahead and their lines asked for, so that
+//! the memory has answered when their turn comes. They stay on offer all the while: nothing is given back from here, and
+//! to forget them costs no more than resolving them again.
+
+use std::ptr::NonNull;
+
+use crate::memory::Span;
+
+/// Chains kept at most: those of the burst at hand and of the next.
+pub(super) const DEPTH: usize = 64;
+
+/// A chain of one descriptor, resolved.
+#[derive(Clone, Copy)]
+pub(super) struct Ready {
+    pub(super) span: Span,
+    /// What goes into its used entry.
+    pub(super) id: u16,
+}
+
+/// A queue of them, in ring order.
+pub(super) struct Ahead {
+    slots: Box<[Ready; DEPTH]>,
+    first: usize,
+    len: usize,
+}
+
+impl Ahead {
+    pub(super) fn new() -> Self {
+        // SAFETY: an empty range; nothing is ever accessed in it.
+        let span = unsafe { Span::new(NonNull::dangling(), 0) };
+        Self {
+            slots: Box::new([Ready { span, id: 0 }; DEPTH]),
+            first: 0,
+            len: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The one `ahead` of the first.
+    #[inline]
+    pub(super) fn get(&self, ahead: usize) -> Option<Ready> {
+        (ahead < self.len).then(|| self.slots[(self.first + ahead) % DEPTH])
+    }
+
+    /// False if there is no room.
+    #[inline]
+    pub(super) fn push(&mut self, ready: Ready) -> bool {
+        let room = self.len < DEPTH;
+        if room {
+            self.slots[(self.first + self.len) % DEPTH] = ready;
+            self.len += 1;
+        }
+        room
+    }
+
+    /// Takes the first away.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Option<Ready> {
+        let ready = self.get(0)?;
+        self.skip(1);
+        Some(ready)
+    }
+
+    /// Takes the first `count` away, or all.
+    #[inline]
+    pub(super) fn skip(&mut self, count: usize) {
+        let count = count.min(self.len);
+        self.first = (self.first + count) % DEPTH;
+        self.len -= count;
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+}

@@ -1,0 +1,243 @@
+//! The two directions over whichever layout was negotiated: decided once a burst, so that what runs per frame knows.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use vswitch_packet::VirtioNetHdr;
+
+use super::core::Setup;
+use super::rx::{Filling, Receive, RxError, RxFeatures};
+use super::split::SplitRing;
+use super::tx::{Transmit, TxBurst, TxScratch};
+use super::{QueuePair, RingError};
+use crate::memory::{GuestMemory, Pieces};
+
+/// A transmit queue, started. Owned by exactly one worker at a time.
+#[derive(Debug)]
+pub struct TxRing(Tx);
+
+#[derive(Debug)]
+enum Tx {
+    Split(Transmit<SplitRing>),
+}
+
+/// A receive queue, started and enabled.
+#[derive(Debug)]
+pub struct RxRing(Rx);
+
+#[derive(Debug)]
+enum Rx {
+    Split(Receive<SplitRing>),
+}
+
+/// Frames delivered together.
+pub struct RxBurst<'r>(Burst<'r>);
+
+enum Burst<'r> {
+    Split(Filling<'r, SplitRing>),
+}
+
+/// One expression for every layout.
+macro_rules! each {
+    ($kind:ident, $on:expr, $ring:ident => $do:expr) => {
+        match $on {
+            $kind::Split($ring) => $do,
+        }
+    };
+}
+
+impl TxRing {
+    pub(crate) fn start(setup: Setup) -> Result<Self, RingError> {
+        Transmit::start(setup).map(|ring| Self(Tx::Split(ring)))
+    }
+
+    /// Takes up to `max` frames, at most [`MAX_BURST`](super::MAX_BURST); what was taken before is completed first.
+    ///
+    /// # Errors
+    ///
+    /// The ring has stopped, now or before. Its session is told and will come to fetch it; there is nothing to do here.
+    #[inline]
+    pub fn take<'r>(
+        &'r mut self,
+        scratch: &'r mut TxScratch,
+        max: usize,
+    ) -> Result<TxBurst<'r>, RingError> {
+        each!(Tx, &mut self.0, ring => ring.take(scratch, max))
+    }
+
+    /// Gives all taken frames back to the guest; false if there were none.
+    #[inline]
+    pub fn complete(&mut self) -> bool {
+        each!(Tx, &mut self.0, ring => ring.core.publish() > 0)
+    }
+
+    /// Calls the guest if it wants to hear of what was completed; true if it was called.
+    ///
+    /// # Errors
+    ///
+    /// The call could not be written; it is tried again at the next completion.
+    #[inline]
+    pub fn signal(&mut self) -> io::Result<bool> {
+        each!(Tx, &mut self.0, ring => ring.core.notify())
+    }
+
+    /// Asks the guest for a kick at its next frame; true if one is waiting already, and then the ring is to be
+    /// [disarmed](Self::disarm) and served.
+    pub fn arm(&mut self) -> bool {
+        each!(Tx, &mut self.0, ring => ring.core.arm())
+    }
+
+    /// Tells the guest that no kick is needed.
+    pub fn disarm(&mut self) {
+        each!(Tx, &mut self.0, ring => ring.core.disarm());
+    }
+
+    /// Whether a frame is waiting.
+    #[inline]
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        each!(Tx, &self.0, ring => ring.core.has_work())
+    }
+
+    /// What becomes readable at a kick; `None` if the guest sends none, and the ring must be polled.
+    #[must_use]
+    pub fn kick(&self) -> Option<BorrowedFd<'_>> {
+        each!(Tx, &self.0, ring => ring.core.kick())
+    }
+
+    /// Takes a kick back, so that the descriptor is readable only at the next. Never sleeps.
+    pub fn drain_kick(&self) {
+        each!(Tx, &self.0, ring => ring.core.drain_kick());
+    }
+
+    /// Whether the queue is enabled. Frames of one that is not are to be taken and discarded.
+    #[inline]
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        each!(Tx, &self.0, ring => ring.core.enabled)
+    }
+
+    pub(crate) fn set_enabled(&mut self, enabled: bool) {
+        each!(Tx, &mut self.0, ring => ring.core.enabled = enabled);
+    }
+
+    pub(crate) fn set_kick(&mut self, kick: Option<Arc<OwnedFd>>) {
+        each!(Tx, &mut self.0, ring => ring.core.set_kick(kick));
+    }
+}
+
+#[cfg(test)]
+impl TxRing {
+    pub(super) fn base_for_tests(&self) -> u32 {
+        each!(Tx, &self.0, ring => ring.core.base_for_tests())
+    }
+}
+
+impl RxRing {
+    pub(crate) fn start(setup: Setup) -> Result<Self, RingError> {
+        Receive::start(setup).map(|ring| Self(Rx::Split(ring)))
+    }
+
+    /// Begins to deliver about `expected` frames, for which buffers are prepared. More or fewer may follow.
+    ///
+    /// # Errors
+    ///
+    /// The ring has stopped, now or before. Its session is told and will come to fetch it.
+    #[inline]
+    pub fn begin(&mut self, expected: usize) -> Result<RxBurst<'_>, RingError> {
+        each!(Rx, &mut self.0, ring => ring.begin(expected).map(Burst::Split).map(RxBurst))
+    }
+
+    /// Calls the guest if it wants to hear of what was delivered; true if it was called.
+    ///
+    /// # Errors
+    ///
+    /// The call could not be written; it is tried again after the next delivery.
+    #[inline]
+    pub fn signal(&mut self) -> io::Result<bool> {
+        each!(Rx, &mut self.0, ring => ring.core.notify())
+    }
+
+    /// What the guest can take.
+    #[inline]
+    #[must_use]
+    pub fn accepts(&self) -> RxFeatures {
+        each!(Rx, &self.0, ring => ring.accepts)
+    }
+}
+
+impl RxBurst<'_> {
+    /// Delivers one frame: `header` (its `num_buffers` is filled in here), then `parts` in order, then `tail`.
+    ///
+    /// # Errors
+    ///
+    /// Why it was not delivered. The burst goes on.
+    #[inline]
+    pub fn put(
+        &mut self,
+        header: &VirtioNetHdr,
+        parts: &[&[u8]],
+        tail: Pieces<'_>,
+    ) -> Result<(), RxError> {
+        each!(Burst, &mut self.0, burst => burst.put(header, parts, tail))
+    }
+
+    /// Whether the guest has no buffer left: then nothing fits, however small, and preparing a frame is in vain.
+    #[inline]
+    #[must_use]
+    pub fn is_full(&mut self) -> bool {
+        each!(Burst, &mut self.0, burst => burst.is_full())
+    }
+
+    /// Shows the guest everything delivered; says how many entries of the ring that took.
+    #[inline]
+    pub fn finish(self) -> u16 {
+        each!(Burst, self.0, burst => burst.finish())
+    }
+}
+
+/// What both directions are asked by their session.
+macro_rules! of_the_session {
+    ($ring:ident, $kind:ident) => {
+        impl $ring {
+            /// Descriptors of the ring.
+            #[must_use]
+            pub fn size(&self) -> u16 {
+                each!($kind, &self.0, ring => ring.core.size())
+            }
+
+            /// Which queue this is.
+            #[inline]
+            #[must_use]
+            pub fn queue_pair(&self) -> QueuePair {
+                each!($kind, &self.0, ring => ring.core.pair)
+            }
+
+            pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
+                each!($kind, &mut self.0, ring => ring.core.set_call(call));
+            }
+
+            pub(crate) fn rebind(&mut self, memory: &Arc<GuestMemory>) -> Result<(), RingError> {
+                each!($kind, &mut self.0, ring => ring.core.rebind(memory))
+            }
+
+            pub(crate) fn error(&self) -> Option<RingError> {
+                each!($kind, &self.0, ring => ring.core.error())
+            }
+
+            /// Publishes everything written and says where the ring stands, as the front-end is told.
+            pub(crate) fn settle(&mut self) -> u32 {
+                each!($kind, &mut self.0, ring => ring.core.settle())
+            }
+
+            #[cfg(test)]
+            pub(crate) fn call_for_tests(&self) -> Arc<OwnedFd> {
+                each!($kind, &self.0, ring => ring.core.call_for_tests())
+            }
+        }
+    };
+}
+
+of_the_session!(TxRing, Tx);
+of_the_session!(RxRing, Rx);
