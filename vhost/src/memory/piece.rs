@@ -96,7 +96,7 @@ impl Span {
     /// # Safety
     ///
     /// The range is still mapped and at least as long.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn write_head(self, from: &[u8]) -> Self {
         debug_assert!(from.len() <= self.len);
         // SAFETY: so much is mapped by the caller's word; `from` is memory of ours, which no span overlaps.
@@ -283,7 +283,8 @@ impl<'a> Pieces<'a> {
     #[inline]
     pub fn iter(self) -> impl Iterator<Item = Piece<'a>> {
         let (mut skip, mut left) = (self.skip, self.len);
-        self.list.iter().filter_map(move |piece| {
+        let list = if left == 0 { &[] } else { self.list };
+        list.iter().filter_map(move |piece| {
             let trimmed = piece.trim(skip, left);
             skip = skip.saturating_sub(piece.len());
             left -= trimmed.len();

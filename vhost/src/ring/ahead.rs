@@ -43,7 +43,7 @@ impl Ahead {
     }
 
     /// The one `ahead` of the first.
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, ahead: usize) -> Option<Ready> {
         (ahead < self.len).then(|| self.slots[(self.first + ahead) % DEPTH])
     }
@@ -57,14 +57,6 @@ impl Ahead {
             self.len += 1;
         }
         room
-    }
-
-    /// Takes the first away.
-    #[inline]
-    pub(super) fn pop(&mut self) -> Option<Ready> {
-        let ready = self.get(0)?;
-        self.skip(1);
-        Some(ready)
     }
 
     /// Takes the first `count` away, or all.

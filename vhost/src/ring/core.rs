@@ -255,6 +255,26 @@ impl<L: Layout> Core<L> {
     #[inline]
     pub(super) fn give_back(&mut self, id: u16, entries: u16, len: u32) {
         self.ring.give_back(self.next, id, entries, len);
+        self.pass(entries);
+    }
+
+    /// Writes the used entry of the chain that is `ahead` of the first resolved one. It counts once it was
+    /// [passed](Self::pass_ahead).
+    #[inline]
+    pub(super) fn give_back_ahead(&mut self, ahead: usize, id: u16, len: u32) {
+        let at = self.ring.advance(self.next, ahead as u16);
+        self.ring.give_back(at, id, 1, len);
+    }
+
+    /// Moves on behind the first `count` chains that were resolved ahead, all of which have their used entries.
+    #[inline]
+    pub(super) fn pass_ahead(&mut self, count: usize) {
+        self.ahead.skip(count);
+        self.pass(count as u16);
+    }
+
+    #[inline]
+    fn pass(&mut self, entries: u16) {
         self.next = self.ring.advance(self.next, entries);
         self.given = self.given.wrapping_add(entries);
     }

@@ -173,7 +173,7 @@ impl RxBurst<'_> {
     /// # Errors
     ///
     /// Why it was not delivered. The burst goes on.
-    #[inline]
+    #[inline(always)]
     pub fn put(
         &mut self,
         header: &VirtioNetHdr,

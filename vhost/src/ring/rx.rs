@@ -107,6 +107,7 @@ impl<L: Layout> Receive<L> {
         }
         Ok(Filling {
             ring: self,
+            taken: 0,
             looked: false,
         })
     }
@@ -209,13 +210,15 @@ impl<L> std::fmt::Debug for Receive<L> {
 /// Frames delivered together.
 pub(super) struct Filling<'r, L> {
     ring: &'r mut Receive<L>,
+    /// Buffers used of those resolved ahead. Kept here, and so in a register, until something else has to know.
+    taken: usize,
     /// It was looked in vain for more buffers in this burst.
     looked: bool,
 }
 
 impl<L: Layout> Filling<'_, L> {
     /// See [`RxBurst::put`](super::RxBurst::put).
-    #[inline]
+    #[inline(always)]
     pub(super) fn put(
         &mut self,
         header: &VirtioNetHdr,
@@ -225,61 +228,35 @@ impl<L: Layout> Filling<'_, L> {
         let core = &mut self.ring.core;
         let len = parts.iter().map(|part| part.len()).sum::<usize>() + tail.len();
         let needed = core.header_len + len;
-        match core.ahead.get(0) {
+        match core.ahead.get(self.taken) {
             Some(Ready { span, id }) if span.len() >= needed => {
-                core.ahead.skip(1);
                 let header = with_buffers(header, 1);
                 // SAFETY: the span was resolved in the memory that the ring holds and has room for all of it; `tail` is
                 // mapped for its lifetime.
-                unsafe { write_whole(span, &header[..core.header_len], parts, tail) };
+                unsafe { write_whole(span, header, core.header_len, parts, tail) };
                 // Frames are shorter than 4 GiB by far: parts and tail come from frames.
-                core.give_back(id, 1, needed as u32);
+                core.give_back_ahead(self.taken, id, needed as u32);
+                self.taken += 1;
                 Ok(())
             }
-            _ => self.put_merged(header, parts, tail, needed),
+            _ => {
+                self.pass();
+                put_merged(self.ring, header, parts, tail, needed, &mut self.looked)
+            }
         }
     }
 
-    /// Delivers a frame that takes more than the next buffer, or a buffer of more than one piece.
-    fn put_merged(
-        &mut self,
-        header: &VirtioNetHdr,
-        parts: &[&[u8]],
-        tail: Pieces<'_>,
-        needed: usize,
-    ) -> Result<(), RxError> {
-        let ring = &mut *self.ring;
-        ring.collect(needed, &mut self.looked)?;
-        // At most MAX_CHAINS.
-        let header = with_buffers(header, ring.chains.len() as u16);
-        let mut writer = Writer {
-            spans: ring.spans.as_slice().iter(),
-            room: None,
-        };
-        // SAFETY: the spans were resolved in the memory that the ring holds; `tail` is mapped for its lifetime.
-        unsafe {
-            writer.write(&header[..ring.core.header_len]);
-            for part in parts {
-                writer.write(part);
-            }
-            for piece in tail.iter() {
-                writer.copy(piece);
-            }
-        }
-        ring.core.ahead.skip(ring.chains.len());
-        let mut left = needed;
-        for chain in &ring.chains {
-            let used = left.min(chain.room);
-            left -= used;
-            // As in `put`.
-            ring.core.give_back(chain.id, chain.entries, used as u32);
-        }
-        Ok(())
+    /// Lets the ring know how far it is.
+    #[inline]
+    fn pass(&mut self) {
+        self.ring.core.pass_ahead(self.taken);
+        self.taken = 0;
     }
 
     /// See [`RxBurst::is_full`](super::RxBurst::is_full).
     #[inline]
     pub(super) fn is_full(&mut self) -> bool {
+        self.pass();
         let core = &mut self.ring.core;
         if core.ahead.len() > 0 || core.ring.sees(core.next) {
             return false;
@@ -294,7 +271,8 @@ impl<L: Layout> Filling<'_, L> {
 
     /// See [`RxBurst::finish`](super::RxBurst::finish).
     #[inline]
-    pub(super) fn finish(self) -> u16 {
+    pub(super) fn finish(mut self) -> u16 {
+        self.pass();
         let core = &mut self.ring.core;
         let count = core.publish();
         core.ring.prefetch_used(core.next, MAX_BURST as u16);
@@ -303,7 +281,45 @@ impl<L: Layout> Filling<'_, L> {
     }
 }
 
-#[inline]
+/// Delivers a frame that takes more than the next buffer, or a buffer of more than one piece.
+#[inline(never)]
+fn put_merged<L: Layout>(
+    ring: &mut Receive<L>,
+    header: &VirtioNetHdr,
+    parts: &[&[u8]],
+    tail: Pieces<'_>,
+    needed: usize,
+    looked: &mut bool,
+) -> Result<(), RxError> {
+    ring.collect(needed, looked)?;
+    // At most MAX_CHAINS.
+    let header = with_buffers(header, ring.chains.len() as u16);
+    let mut writer = Writer {
+        spans: ring.spans.as_slice().iter(),
+        room: None,
+    };
+    // SAFETY: the spans were resolved in the memory that the ring holds; `tail` is mapped for its lifetime.
+    unsafe {
+        writer.write(&header[..ring.core.header_len]);
+        for part in parts {
+            writer.write(part);
+        }
+        for piece in tail.iter() {
+            writer.copy(piece);
+        }
+    }
+    ring.core.ahead.skip(ring.chains.len());
+    let mut left = needed;
+    for chain in &ring.chains {
+        let used = left.min(chain.room);
+        left -= used;
+        // As in `put`.
+        ring.core.give_back(chain.id, chain.entries, used as u32);
+    }
+    Ok(())
+}
+
+#[inline(always)]
 fn with_buffers(header: &VirtioNetHdr, num_buffers: u16) -> [u8; VirtioNetHdr::LEN] {
     VirtioNetHdr {
         num_buffers,
@@ -317,11 +333,29 @@ fn with_buffers(header: &VirtioNetHdr, num_buffers: u16) -> [u8; VirtioNetHdr::L
 /// # Safety
 ///
 /// The span is mapped and has room for all of it.
-#[inline]
-unsafe fn write_whole(span: Span, header: &[u8], parts: &[&[u8]], tail: Pieces<'_>) {
+#[inline(always)]
+unsafe fn write_whole(
+    span: Span,
+    header: [u8; VirtioNetHdr::LEN],
+    header_len: usize,
+    parts: &[&[u8]],
+    tail: Pieces<'_>,
+) {
+    // Two words in registers: reading the bytes back from where they were put together one by one would have to wait.
+    let [b0, b1, b2, b3, b4, b5, b6, b7, b8, b9, b10, b11] = header;
+    let low = u64::from_ne_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
     // SAFETY: there is room, by the caller's word, and each step moves on by what it wrote.
     unsafe {
-        let mut to = span.write_head(header);
+        span.as_ptr().cast::<u64>().write_unaligned(low);
+        let high = span.as_ptr().add(8);
+        if header_len == VirtioNetHdr::LEN {
+            let word = u32::from_ne_bytes([b8, b9, b10, b11]);
+            high.cast::<u32>().write_unaligned(word);
+        } else {
+            high.cast::<u16>()
+                .write_unaligned(u16::from_ne_bytes([b8, b9]));
+        }
+        let mut to = span.skip(header_len);
         for part in parts {
             to = to.write_head(part);
         }

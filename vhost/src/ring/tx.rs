@@ -22,9 +22,6 @@ const MAX_PIECES: usize = 4_096;
 /// Lines of a buffer asked for ahead: header and head.
 const HEAD_LINES: usize = 2;
 
-/// Where a head begins in its snapshot; the header, 10 or 12 bytes, ends there.
-const HEAD_AT: usize = 16;
-
 /// So much of a head is enough if the frame asks for no offload: Ethernet, tags, the longest IPv4 header or IPv6 with an
 /// extension, and ports.
 pub const PLAIN_HEAD_LEN: usize = 96;
@@ -38,10 +35,22 @@ pub struct TxScratch {
     header_len: usize,
 }
 
-/// Header and head of a frame.
+/// Header and head of a frame. What is read of either soon was written by as few, wide, aligned stores as can be: a load
+/// that needs parts of two stores waits until both have reached the cache, and all older ones before them.
 #[derive(Clone, Copy)]
-#[repr(align(16))]
-struct Snapshot([u8; HEAD_AT + HEAD_LEN]);
+#[repr(C, align(16))]
+struct Snapshot {
+    /// 12 bytes, or 10 and two of zero.
+    header: [u8; VirtioNetHdr::LEN],
+    head: [u8; HEAD_LEN],
+}
+
+impl Snapshot {
+    const EMPTY: Self = Self {
+        header: [0; VirtioNetHdr::LEN],
+        head: [0; HEAD_LEN],
+    };
+}
 
 /// A taken frame: which pieces, and how much of it is in the snapshot.
 #[derive(Clone, Copy)]
@@ -62,7 +71,7 @@ impl TxScratch {
         Self {
             spans: Spans::new(MAX_PIECES),
             frames: ArrayVec::new(),
-            snapshots: Box::new([Snapshot([0; HEAD_AT + HEAD_LEN]); MAX_BURST]),
+            snapshots: Box::new([Snapshot::EMPTY; MAX_BURST]),
             header_len: VirtioNetHdr::LEN,
         }
     }
@@ -138,19 +147,24 @@ impl Snapshot {
     /// The span is mapped and has `header_len + len` bytes.
     #[inline]
     unsafe fn take_simple(&mut self, span: &mut Span, header_len: usize, len: usize) -> usize {
-        let begin = HEAD_AT - header_len;
         let first = len.min(PLAIN_HEAD_LEN);
-        let to = self.0.as_mut_ptr();
+        let (from, to) = (span.as_ptr(), self.head.as_mut_ptr());
         // SAFETY: so much is in the span, and in the snapshot.
-        unsafe { copy_short(span.as_ptr(), to.add(begin), header_len + first) };
+        unsafe {
+            self.take_header(from, header_len);
+            copy_short(from.add(header_len), to, first);
+        }
         let mut head_len = first;
-        if self.asks_for_offload(header_len) && len > first {
+        if self.asks_for_offload() && len > first {
             head_len = len.min(HEAD_LEN);
             // SAFETY: as above; these are the bytes after those.
             unsafe {
-                let from = span.as_ptr().add(header_len + first);
-                copy_short(from, to.add(HEAD_AT + first), head_len - first);
-            }
+                copy_short(
+                    from.add(header_len + first),
+                    to.add(first),
+                    head_len - first,
+                );
+            };
         }
         *span = span.skip(header_len + head_len);
         head_len
@@ -169,7 +183,8 @@ impl Snapshot {
         first: &mut u16,
     ) -> usize {
         let head_len = len.min(HEAD_LEN);
-        let mut to = &mut self.0[HEAD_AT - header_len..HEAD_AT + head_len];
+        let mut both = [0; VirtioNetHdr::LEN + HEAD_LEN];
+        let mut to = &mut both[..header_len + head_len];
         for span in chain {
             // SAFETY: mapped, by the caller's word.
             let count = unsafe { span.read(to) };
@@ -180,26 +195,34 @@ impl Snapshot {
             }
             *first += 1;
         }
+        let (header, head) = both.split_at(header_len);
+        self.header = [0; VirtioNetHdr::LEN];
+        self.header[..header_len].copy_from_slice(header);
+        self.head[..head_len].copy_from_slice(&head[..head_len]);
         head_len
     }
 
-    /// Flags or segmentation type are set.
-    #[inline]
-    fn asks_for_offload(&self, header_len: usize) -> bool {
-        let begin = HEAD_AT - header_len;
-        self.0[begin] | self.0[begin + 1] != 0
+    /// # Safety
+    ///
+    /// `header_len` bytes, 10 or 12, are mapped at `from`.
+    #[inline(always)]
+    unsafe fn take_header(&mut self, from: *const u8, header_len: usize) {
+        // SAFETY: by the caller's word; the last two bytes of twelve only if they are there.
+        unsafe {
+            let low = from.cast::<[u8; 8]>().read();
+            let mut high = u32::from(from.add(8).cast::<u16>().read_unaligned());
+            if header_len == VirtioNetHdr::LEN {
+                high |= u32::from(from.add(10).cast::<u16>().read_unaligned()) << 16;
+            }
+            self.header[..8].copy_from_slice(&low);
+            self.header[8..].copy_from_slice(&high.to_ne_bytes());
+        }
     }
 
-    #[inline]
-    fn header(&self, header_len: usize) -> VirtioNetHdr {
-        let mut bytes = [0; VirtioNetHdr::LEN];
-        let begin = HEAD_AT - header_len;
-        bytes.copy_from_slice(&self.0[begin..begin + VirtioNetHdr::LEN]);
-        if header_len < VirtioNetHdr::LEN {
-            // It ends before num_buffers; those bytes are the frame's.
-            bytes[header_len..].fill(0);
-        }
-        VirtioNetHdr::from_bytes(&bytes)
+    /// Flags or segmentation type are set.
+    #[inline(always)]
+    fn asks_for_offload(&self) -> bool {
+        self.header[0] | self.header[1] != 0
     }
 }
 
@@ -255,7 +278,7 @@ impl<'r> TxBurst<'r> {
     /// # Errors
     ///
     /// What was wrong with its chain; it goes back with the others.
-    #[inline]
+    #[inline(always)]
     pub fn frame(&self, index: usize) -> Result<TxFrame<'r>, ChainError> {
         let scratch = self.scratch;
         let (Some(frame), Some(snapshot)) =
@@ -271,8 +294,8 @@ impl<'r> TxBurst<'r> {
         let pieces: &'r [Piece<'r>] = unsafe { Piece::from_spans(spans) };
         let head_len = usize::from(frame.head_len);
         Ok(TxFrame {
-            header: snapshot.header(scratch.header_len),
-            head: &snapshot.0[HEAD_AT..HEAD_AT + head_len],
+            header: VirtioNetHdr::from_bytes(&snapshot.header),
+            head: &snapshot.head[..head_len],
             tail: Pieces::with_len(pieces, frame.len as usize - head_len),
             len: frame.len,
         })
@@ -318,18 +341,23 @@ impl<L: Layout> Transmit<L> {
             core.look(max)?;
             core.look_ahead(max, fetch);
         }
+        let ready = core.ahead.len().min(max);
+        for ahead in 0..ready {
+            if let Some(Ready { span, id }) = core.ahead.get(ahead) {
+                // There is room: this is the first of the burst, which is shorter than the list.
+                scratch.spans.push(span);
+                scratch.push(ahead, Ok(span.len()));
+                core.give_back_ahead(ahead, id, 0);
+            }
+        }
+        core.pass_ahead(ready);
         let mut walked = 0;
-        while scratch.frames.len() < max && walked < usize::from(MAX_CHAIN) {
-            if let Some(Ready { span, id }) = core.ahead.pop() {
-                let first = scratch.spans.len();
-                if !scratch.spans.push(span) {
-                    break;
-                }
-                scratch.push(first, Ok(span.len()));
-                core.give_back(id, 1, 0);
-            } else if !core.ring.sees(core.next) {
-                break;
-            } else if let Walked::Later = self::walk(core, scratch, &mut walked)? {
+        while scratch.frames.len() < max
+            && walked < usize::from(MAX_CHAIN)
+            && core.ahead.len() == 0
+            && core.ring.sees(core.next)
+        {
+            if let Walked::Later = self::walk(core, scratch, &mut walked)? {
                 break;
             }
         }

@@ -9,8 +9,8 @@ use super::{PortIndex, PortRef, Vid};
 
 const TPID_VLAN: u16 = 0x8100;
 const ETHERNET: usize = 14;
-/// Frames to these addresses are between neighbours on a link; bridges do not forward them (IEEE 802.1Q, 8.6.3).
-const LINK_LOCAL: [u8; 5] = [0x01, 0x80, 0xc2, 0x00, 0x00];
+/// Frames to this address and the 15 after it are between neighbours on a link; bridges do not forward them (IEEE 802.1Q, 8.6.3).
+const LINK_LOCAL: u64 = 0x0180_c200_0000;
 
 /// The Ethernet header, as far as a bridge cares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,7 +77,74 @@ pub struct Verdict {
     /// The tag it came with.
     pub tci: Option<u16>,
     /// Its source address is new here: the table's writer wants to know.
-    pub learn: Option<MacAddr>,
+    pub learn: bool,
+    /// The longest frame with this header that the bridge's MTU allows.
+    pub longest: u32,
+}
+
+/// What was decided about the frame before: the next of the same flow needs no other look at the tables.
+///
+/// Good for one burst, in which nothing that was asked can change. What it goes by are the bytes that [`decide`] looks at.
+pub struct Memo {
+    first: u64,
+    second: u64,
+    inner: u32,
+    verdict: Verdict,
+}
+
+impl Default for Memo {
+    fn default() -> Self {
+        Memo {
+            first: 0,
+            second: 0,
+            inner: Self::NONE,
+            verdict: Verdict {
+                to: Destination::Flood,
+                vid: Vid(0),
+                tci: None,
+                learn: false,
+                longest: 0,
+            },
+        }
+    }
+}
+
+impl Memo {
+    /// No head has this behind its tag.
+    const NONE: u32 = u32::MAX;
+
+    /// The verdict, if this head has the same addresses and tags as the one it was about.
+    #[inline(always)]
+    pub fn recall(&self, head: &[u8]) -> Option<&Verdict> {
+        let (first, second, inner) = Self::key(head)?;
+        // Word by word: a comparison of structs would go through memory.
+        let same = first == self.first && second == self.second && inner == self.inner;
+        same.then_some(&self.verdict)
+    }
+
+    /// Notes a verdict. One that learns is not to be remembered: the table's writer may not have heard.
+    #[inline(always)]
+    pub fn keep(&mut self, head: &[u8], verdict: &Verdict) {
+        if let Some((first, second, inner)) = Self::key(head) {
+            self.first = first;
+            self.second = second;
+            self.inner = inner;
+            self.verdict = *verdict;
+        }
+    }
+
+    /// Both addresses and what follows them up to a second tag's protocol; of an untagged frame nothing behind its type.
+    #[inline(always)]
+    fn key(head: &[u8]) -> Option<(u64, u64, u32)> {
+        let (first, rest) = head.split_first_chunk()?;
+        let (second, rest) = rest.split_first_chunk()?;
+        let (first, second) = (u64::from_be_bytes(*first), u64::from_be_bytes(*second));
+        if (second >> 16) as u16 != TPID_VLAN {
+            return Some((first, second >> 16, 0));
+        }
+        let inner: &[u8; 2] = rest.first_chunk()?;
+        Some((first, second, u32::from(u16::from_be_bytes(*inner)) + 1))
+    }
 }
 
 /// Decides about one frame from `ingress`. `packet_len` is the size of its largest layer 3 packet once segmented, with
@@ -92,13 +159,14 @@ pub fn decide(
     now: CoarseSecond,
 ) -> Result<Verdict, InputDrop> {
     let eth = Ethernet::read(head).ok_or(InputDrop::Runt)?;
-    if packet_len > eth.header_len() + bridge.mtu as usize {
+    let longest = eth.header_len() as u32 + bridge.mtu;
+    if packet_len > longest as usize {
         return Err(InputDrop::OverMtu);
     }
     if eth.src.is_multicast() || eth.src.is_zero() {
         return Err(InputDrop::InvalidSource);
     }
-    if eth.dst.0.starts_with(&LINK_LOCAL) && eth.dst.0[5] <= 0x0f {
+    if eth.dst.to_u64() & !0x0f == LINK_LOCAL {
         return Err(InputDrop::LinkLocal);
     }
     if eth.double_tagged && eth.tci.is_some_and(|t| t & 0xfff == 0) {
@@ -119,7 +187,8 @@ pub fn decide(
         to,
         vid,
         tci: eth.tci,
-        learn: learn.then_some(eth.src),
+        learn,
+        longest,
     })
 }
 
@@ -207,16 +276,13 @@ mod tests {
         let mut fdb = FdbWriter::new(16, [1, 1]);
         let s = switch(&fdb);
         let v = ask(&s, 0, &frame(B, A, None), 64).unwrap();
-        assert_eq!(
-            (v.to, v.vid, v.learn),
-            (Destination::Flood, Vid(0), Some(MacAddr(A)))
-        );
+        assert_eq!((v.to, v.vid, v.learn), (Destination::Flood, Vid(0), true));
         let b_at = s.port(PortIndex(1)).unwrap().at;
         fdb.insert(Vid(0), MacAddr(B), b_at, NOW, false);
         let v = ask(&s, 0, &frame(B, A, None), 64).unwrap();
         assert_eq!(v.to, Destination::Port(PortIndex(1)));
         let v = ask(&s, 1, &frame(B, A, None), 64).unwrap();
-        assert_eq!((v.to, v.learn), (Destination::Reflected, Some(MacAddr(A))));
+        assert_eq!((v.to, v.learn), (Destination::Reflected, true));
     }
 
     #[test]

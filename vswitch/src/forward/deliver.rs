@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_packet::{Accepts, Offload, check_offload};
-use vswitch_vhost::{RxError, RxFeatures, RxRing, TxFrame};
+use vswitch_packet::{Accepts, HeadEdit, Offload, VirtioNetHdr, check_offload};
+use vswitch_vhost::{RxBurst, RxError, RxFeatures, RxRing, TxFrame};
 
-use super::BURST;
 use super::counters::{InputDrop, OutputDrop, PortCounters};
-use super::decide::{Destination, Verdict, decide};
+use super::decide::{Destination, Ethernet, Memo, Verdict, decide};
 use super::fdb::CoarseSecond;
 use super::group::{Filed, Groups, List};
 use super::learn::{LearnMailbox, Seen};
 use super::snapshot::{Bridge, Output, Port, Snapshot};
 use super::software::Finisher;
 use super::steer;
-use crate::capture::{self, Direction};
+use super::{BURST, Vid};
+use crate::capture::{self, Direction, Taps};
 
 /// A burst of frames from one source. A frame that could not be taken is its drop reason.
 #[expect(
@@ -27,6 +27,12 @@ pub trait Frames {
     fn len(&self) -> usize;
     /// One of them.
     fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop>;
+    /// True if the source itself has found the frame's transport checksum to be right. What a guest says about its own
+    /// frames does not count.
+    #[inline]
+    fn valid(&self, _i: usize) -> bool {
+        false
+    }
 }
 
 /// What a burst is forwarded against.
@@ -46,7 +52,11 @@ pub struct Context<'a> {
 pub struct Forwarder {
     worker: usize,
     groups: Groups,
+    /// What frames leave to offloads: of those that leave anything, and never anything else.
     offloads: [Offload; BURST],
+    /// Which of the burst's frames leave anything, a bit each.
+    laden: u32,
+    memo: Memo,
     finisher: Finisher,
     learn: Arc<LearnMailbox>,
 }
@@ -58,6 +68,8 @@ impl Forwarder {
             worker,
             groups: Groups::default(),
             offloads: std::array::from_fn(|_| Offload::default()),
+            laden: 0,
+            memo: Memo::default(),
             finisher: Finisher::default(),
             learn,
         }
@@ -75,78 +87,128 @@ impl Forwarder {
         };
         let (mut bytes, mut switched, mut copies) = (0, 0, 0);
         let len = frames.len().min(BURST);
+        let bridge = admitted(ctx);
+        self.laden = 0;
+        self.memo = Memo::default();
         for i in 0..len {
-            let outcome = frames.get(i).and_then(|frame| {
-                bytes += u64::from(frame.len);
-                self.take(ctx, i as u8, &frame)
-            });
-            match outcome {
+            match self.take(ctx, bridge, i, frames, &mut bytes) {
                 Ok(n) => {
                     switched += 1;
                     copies += n;
                 }
                 Err(reason) => counters.drop_input(reason),
             }
-            if let Some(taps) = &ctx.snapshot.capture
-                && let Ok(frame) = frames.get(i)
-            {
-                let (direction, reason) = match outcome {
-                    Ok(_) => (Direction::Rx, None),
-                    Err(reason) => (Direction::Drop, Some(reason.name())),
-                };
-                let seen = self.seen(i, &frame, [frame.head, &[], &[]], 0);
-                taps.show((ctx.ingress.at, &ctx.ingress.name), direction, reason, seen);
-            }
         }
         counters.received.add(len as u64);
         counters.received_bytes.add(bytes);
         counters.switched.add(switched);
         counters.copies.add(copies);
-        while let Some((output, list)) = self.groups.pop() {
+        while let Some(output) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
+                let list = self.groups.take(output);
                 self.deliver(ctx, port, queue, &list, frames);
             }
         }
     }
 
     /// Decides about one frame and files it; returns the number of its copies.
-    #[inline]
-    fn take(&mut self, ctx: Context<'_>, i: u8, frame: &TxFrame<'_>) -> Result<u64, InputDrop> {
+    #[inline(always)]
+    fn take<F: Frames>(
+        &mut self,
+        ctx: Context<'_>,
+        bridge: Result<&Bridge, InputDrop>,
+        i: usize,
+        frames: &F,
+        bytes: &mut u64,
+    ) -> Result<u64, InputDrop> {
+        let frame = frames.get(i)?;
+        *bytes += u64::from(frame.len);
+        let mut packet_len = frame.len as usize;
         // First of all, so that a capture of a dropped frame does not see the offload of an earlier one.
-        let offload = requested(frame);
-        if let Some(slot) = self.offloads.get_mut(usize::from(i)) {
-            *slot = offload.unwrap_or_default();
+        let mut asked = Ok(());
+        if frame.header.flags | frame.header.gso_type != 0 || frames.valid(i) {
+            asked = self.note_offload(i, &frame, frames.valid(i), &mut packet_len);
         }
-        if let Some(reason) = ctx.discard {
-            return Err(reason);
+        let taken = bridge.and_then(|bridge| {
+            asked?;
+            let verdict = self.decide(ctx, bridge, frame.head, packet_len)?;
+            self.file(ctx, bridge, &verdict, i as u8, &frame)
+        });
+        if let Some(taps) = &ctx.snapshot.capture {
+            self.show_taken(ctx, taps, i, frames, taken.err());
         }
-        if !ctx.ingress.admin_up {
-            return Err(InputDrop::PortDown);
-        }
-        let bridge = ctx
-            .snapshot
-            .bridge(ctx.ingress.bridge)
-            .ok_or(InputDrop::NoOutput)?;
-        let packet_len = offload?.wire_len(frame.len as usize);
-        let verdict = decide(
-            ctx.snapshot,
-            bridge,
-            ctx.ingress,
-            frame.head,
-            packet_len,
-            ctx.now,
-        )?;
-        if let Some(mac) = verdict.learn {
-            let seen = Seen {
-                bridge: ctx.ingress.bridge,
-                vid: verdict.vid,
-                mac,
-                port: ctx.ingress.at,
+        taken
+    }
+
+    /// Keeps what a frame leaves to offloads, and says how long a packet it becomes on the wire.
+    #[inline(never)]
+    fn note_offload(
+        &mut self,
+        i: usize,
+        frame: &TxFrame<'_>,
+        data_valid: bool,
+        packet_len: &mut usize,
+    ) -> Result<(), InputDrop> {
+        let asked = check_offload(&frame.header, frame.head, frame.len as usize)
+            .map_err(|_| InputDrop::BadOffload)?;
+        *packet_len = asked.wire_len(frame.len as usize);
+        if let Some(slot) = self.offloads.get_mut(i) {
+            *slot = Offload {
+                data_valid,
+                ..asked
             };
-            // A full mailbox loses nothing: the address comes again with the next frame.
-            let _ = self.learn.put(seen);
+            self.laden |= 1 << i;
         }
-        self.file(ctx, bridge, verdict, i, frame)
+        Ok(())
+    }
+
+    /// What frame `i` leaves to offloads.
+    #[inline]
+    fn offload(&self, i: usize) -> Offload {
+        if self.laden >> i & 1 == 0 {
+            return Offload::default();
+        }
+        self.offloads.get(i).copied().unwrap_or_default()
+    }
+
+    /// Decides, or remembers: frames of a flow come one behind the other.
+    #[inline(always)]
+    fn decide(
+        &mut self,
+        ctx: Context<'_>,
+        bridge: &Bridge,
+        head: &[u8],
+        packet_len: usize,
+    ) -> Result<Verdict, InputDrop> {
+        if let Some(verdict) = self.memo.recall(head) {
+            return if packet_len > verdict.longest as usize {
+                Err(InputDrop::OverMtu)
+            } else {
+                Ok(*verdict)
+            };
+        }
+        let verdict = decide(ctx.snapshot, bridge, ctx.ingress, head, packet_len, ctx.now)?;
+        if verdict.learn {
+            self.learn(ctx, verdict.vid, head);
+        } else {
+            self.memo.keep(head, &verdict);
+        }
+        Ok(verdict)
+    }
+
+    #[cold]
+    fn learn(&self, ctx: Context<'_>, vid: Vid, head: &[u8]) {
+        let Some(eth) = Ethernet::read(head) else {
+            return;
+        };
+        let seen = Seen {
+            bridge: ctx.ingress.bridge,
+            vid,
+            mac: eth.src,
+            port: ctx.ingress.at,
+        };
+        // A full mailbox loses nothing: the address comes again with the next frame.
+        let _ = self.learn.put(seen);
     }
 
     /// Files a decided frame under its outputs.
@@ -155,7 +217,7 @@ impl Forwarder {
         &mut self,
         ctx: Context<'_>,
         bridge: &Bridge,
-        verdict: Verdict,
+        verdict: &Verdict,
         i: u8,
         frame: &TxFrame<'_>,
     ) -> Result<u64, InputDrop> {
@@ -164,12 +226,12 @@ impl Forwarder {
             Destination::Reflected => return Err(InputDrop::Reflection),
             Destination::Port(index) => {
                 let port = ctx.snapshot.port(index).ok_or(InputDrop::NoOutput)?;
-                copies += self.file_one(port, &verdict, i, frame);
+                copies += self.file_one(port, verdict, i, frame);
             }
             Destination::Flood => {
                 let others = bridge.members.iter().filter(|p| p.at != ctx.ingress.at);
                 for port in others.filter(|p| p.carries(verdict.vid)) {
-                    copies += self.file_one(port, &verdict, i, frame);
+                    copies += self.file_one(port, verdict, i, frame);
                 }
             }
         }
@@ -217,12 +279,14 @@ impl Forwarder {
                 }
                 #[cfg(feature = "dpdk")]
                 Output::Nic(nic) => {
+                    let (offloads, laden) = (&self.offloads, self.laden);
                     nic.send(
                         queue,
                         list.iter().filter_map(|f| {
-                            let frame = frames.get(usize::from(f.frame)).ok()?;
-                            let offload = self.offloads.get(usize::from(f.frame))?;
-                            Some((frame, f.edit, *offload))
+                            let i = usize::from(f.frame);
+                            let frame = frames.get(i).ok()?;
+                            let offload = offloads.get(i).filter(|_| laden >> i & 1 != 0);
+                            Some((frame, f.edit, offload.copied().unwrap_or_default()))
                         }),
                         &mut self.finisher,
                         &mut outcomes,
@@ -231,9 +295,8 @@ impl Forwarder {
             }
         }
         let (mut delivered, mut packets, mut bytes) = (0, 0, 0);
-        for (filed, outcome) in list.iter().zip(&outcomes) {
-            let outcome = outcome.get();
-            match outcome {
+        for outcome in &outcomes {
+            match outcome.get() {
                 Ok((p, b)) => {
                     delivered += 1;
                     packets += u64::from(p);
@@ -241,24 +304,16 @@ impl Forwarder {
                 }
                 Err(reason) => counters.drop_output(reason, 1),
             }
-            if let Some(taps) = &ctx.snapshot.capture
-                && let Ok(frame) = frames.get(usize::from(filed.frame))
-            {
-                let (direction, reason) = match outcome {
-                    Ok(_) => (Direction::Tx, None),
-                    Err(reason) => (Direction::Drop, Some(reason.name())),
-                };
-                let mut tag = [0; 4];
-                let (parts, shift) = filed.edit.parts(frame.head, &mut tag);
-                let seen = self.seen(usize::from(filed.frame), &frame, parts, shift);
-                taps.show((port.at, &port.name), direction, reason, seen);
-            }
         }
         counters.delivered.add(delivered);
         counters.delivered_packets.add(packets);
         counters.delivered_bytes.add(bytes);
+        if let Some(taps) = &ctx.snapshot.capture {
+            self.show_delivered(taps, port, list, frames, &outcomes);
+        }
     }
 
+    /// Most frames are written as they came, with a header that says nothing, so that is what this loop is for.
     fn fill_guest<F: Frames>(
         &mut self,
         ring: &mut RxRing,
@@ -274,23 +329,17 @@ impl Forwarder {
         };
         for (filed, outcome) in list.iter().zip(outcomes.iter_mut()) {
             let i = usize::from(filed.frame);
-            let (Ok(frame), Some(offload)) = (frames.get(i), self.offloads.get(i)) else {
+            let Ok(frame) = frames.get(i) else {
                 continue;
             };
-            // Before any work is put into the frame: software segmentation for a full ring would be for nothing.
-            if burst.is_full() {
-                *outcome = Outcome::dropped(OutputDrop::RingFull);
-                continue;
-            }
-            *outcome =
-                self.finisher
-                    .deliver(&frame, filed.edit, offload, accepts, |h, parts, tail| {
-                        burst.put(h, parts, tail).map_err(|e| match e {
-                            RxError::Full => OutputDrop::RingFull,
-                            RxError::TooBig => OutputDrop::BufferTooSmall,
-                            RxError::Malformed(_) => OutputDrop::MalformedBuffer,
-                        })
-                    });
+            *outcome = if filed.edit == HeadEdit::None && self.laden >> i & 1 == 0 {
+                match burst.put(&PLAIN, &[frame.head], frame.tail) {
+                    Ok(()) => Outcome::sent(1, frame.len),
+                    Err(error) => Outcome::dropped(error.into()),
+                }
+            } else {
+                self.finish(&mut burst, &frame, *filed, accepts)
+            };
         }
         burst.finish();
         if ring.signal().unwrap_or(false) {
@@ -298,20 +347,101 @@ impl Forwarder {
         }
     }
 
-    fn seen<'a>(
-        &'a self,
+    /// Writes a frame whose tag changes, or that leaves something to offloads.
+    #[inline(never)]
+    fn finish(
+        &mut self,
+        burst: &mut RxBurst<'_>,
+        frame: &TxFrame<'_>,
+        filed: Filed,
+        accepts: Accepts,
+    ) -> Outcome {
+        // Before any work is put into the frame: software segmentation for a full ring would be for nothing.
+        if burst.is_full() {
+            return Outcome::dropped(OutputDrop::RingFull);
+        }
+        let offload = self.offload(usize::from(filed.frame));
+        self.finisher
+            .deliver(frame, filed.edit, &offload, accepts, |h, parts, tail| {
+                burst.put(h, parts, tail).map_err(OutputDrop::from)
+            })
+    }
+
+    /// Shows those who capture a frame that came in.
+    #[cold]
+    fn show_taken<F: Frames>(
+        &self,
+        ctx: Context<'_>,
+        taps: &Taps,
         i: usize,
-        frame: &TxFrame<'a>,
-        parts: [&'a [u8]; 3],
-        shift: i8,
-    ) -> capture::Seen<'a> {
-        let offload = self.offloads.get(i).map(|o| (o, shift));
-        capture::Seen {
-            parts,
+        frames: &F,
+        dropped: Option<InputDrop>,
+    ) {
+        let Ok(frame) = frames.get(i) else { return };
+        let (direction, reason) = match dropped {
+            None => (Direction::Rx, None),
+            Some(reason) => (Direction::Drop, Some(reason.name())),
+        };
+        let offload = self.offload(i);
+        let seen = capture::Seen {
+            parts: [frame.head, &[], &[]],
             tail: frame.tail,
-            offload,
+            offload: Some((&offload, 0)),
+        };
+        taps.show((ctx.ingress.at, &ctx.ingress.name), direction, reason, seen);
+    }
+
+    /// Shows those who capture what became of frames at an output.
+    #[cold]
+    fn show_delivered<F: Frames>(
+        &self,
+        taps: &Taps,
+        port: &Port,
+        list: &List,
+        frames: &F,
+        outcomes: &Outcomes,
+    ) {
+        for (filed, outcome) in list.iter().zip(outcomes) {
+            let i = usize::from(filed.frame);
+            let Ok(frame) = frames.get(i) else { continue };
+            let (direction, reason) = match outcome.get() {
+                Ok(_) => (Direction::Tx, None),
+                Err(reason) => (Direction::Drop, Some(reason.name())),
+            };
+            let mut tag = [0; 4];
+            let (parts, shift) = filed.edit.parts(frame.head, &mut tag);
+            let offload = self.offload(i);
+            let seen = capture::Seen {
+                parts,
+                tail: frame.tail,
+                offload: Some((&offload, shift)),
+            };
+            taps.show((port.at, &port.name), direction, reason, seen);
         }
     }
+}
+
+/// The header of a frame that leaves nothing to anybody.
+const PLAIN: VirtioNetHdr = VirtioNetHdr {
+    flags: 0,
+    gso_type: VirtioNetHdr::GSO_NONE,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    num_buffers: 0,
+};
+
+/// The bridge that the burst's frames are on, or why none of them is let in.
+fn admitted(ctx: Context<'_>) -> Result<&Bridge, InputDrop> {
+    if let Some(reason) = ctx.discard {
+        return Err(reason);
+    }
+    if !ctx.ingress.admin_up {
+        return Err(InputDrop::PortDown);
+    }
+    let bridge = ctx.snapshot.bridge(ctx.ingress.bridge);
+    bridge.map(|bridge| &**bridge).ok_or(InputDrop::NoOutput)
 }
 
 /// What became of one frame at one output: packets and bytes that left, or the reason why none did.
@@ -349,13 +479,14 @@ impl Outcome {
 /// What became of each frame of a list.
 pub type Outcomes = ArrayVec<Outcome, BURST>;
 
-/// What the sender left to offloads, checked against the frame.
-#[inline]
-fn requested(frame: &TxFrame<'_>) -> Result<Offload, InputDrop> {
-    if frame.header.flags | frame.header.gso_type == 0 {
-        return Ok(Offload::default());
+impl From<RxError> for OutputDrop {
+    fn from(error: RxError) -> Self {
+        match error {
+            RxError::Full => OutputDrop::RingFull,
+            RxError::TooBig => OutputDrop::BufferTooSmall,
+            RxError::Malformed(_) => OutputDrop::MalformedBuffer,
+        }
     }
-    check_offload(&frame.header, frame.head, frame.len as usize).map_err(|_| InputDrop::BadOffload)
 }
 
 fn accepts(ring: &RxRing) -> Accepts {

@@ -46,12 +46,17 @@ impl Groups {
         list.try_push(filed).is_ok()
     }
 
-    /// The next output that holds frames, and those; it is empty afterwards.
+    /// The next output that holds frames.
     #[inline]
-    pub fn pop(&mut self) -> Option<(OutputIndex, List)> {
-        let output = self.touched.pop()?;
-        let list = self.lists.get_mut(output.0 as usize).map(std::mem::take)?;
-        Some((output, list))
+    pub fn pop(&mut self) -> Option<OutputIndex> {
+        self.touched.pop()
+    }
+
+    /// The frames of an output; it is empty afterwards.
+    #[inline]
+    pub fn take(&mut self, output: OutputIndex) -> List {
+        let list = self.lists.get_mut(output.0 as usize);
+        list.map(std::mem::take).unwrap_or_default()
     }
 }
 
@@ -81,7 +86,8 @@ mod tests {
             }
         ));
         let mut seen = 0;
-        while let Some((output, list)) = g.pop() {
+        while let Some(output) = g.pop() {
+            let list = g.take(output);
             let frames: Vec<_> = list.iter().map(|f| f.frame).collect();
             assert!(frames.is_sorted() && frames.iter().all(|f| u32::from(f % 2 * 2) == output.0));
             seen += frames.len();

@@ -42,7 +42,7 @@ impl Frames for TxBurst<'_> {
     fn len(&self) -> usize {
         TxBurst::len(self)
     }
-    #[inline]
+    #[inline(always)]
     fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop> {
         Ok(self.frame(i)?)
     }
