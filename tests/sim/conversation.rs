@@ -47,7 +47,7 @@ impl Script {
         for n in 0..100 {
             tx.send(&numbered(LINK_LOCAL, mac(3), n))?;
         }
-        let of = |ring: &vswitch_simguest::driver::Split, n: &Notifier| {
+        let of = |ring: &vswitch_simguest::driver::Ring, n: &Notifier| {
             (ring.parts().clone(), n.clone())
         };
         Ok(Self {
