@@ -47,9 +47,8 @@ impl Script {
         for n in 0..100 {
             tx.send(&numbered(LINK_LOCAL, mac(3), n))?;
         }
-        let of = |ring: &vswitch_simguest::driver::Split, n: &Notifier| {
-            (ring.parts().clone(), n.clone())
-        };
+        let of =
+            |ring: &vswitch_simguest::driver::Ring, n: &Notifier| (ring.parts().clone(), n.clone());
         Ok(Self {
             memory,
             rings: [of(rx.ring(), rx.notifier()), of(tx.ring(), tx.notifier())],

@@ -22,6 +22,7 @@ mod load;
 mod multiqueue;
 mod offload_matrix;
 mod offloads;
+mod packed;
 mod regressions;
 mod restarts;
 mod sessions;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         capture::CASES,
         regressions::CASES,
         restarts::CASES,
+        packed::CASES,
     ];
     suite::run(modules.concat())
 }

@@ -3,11 +3,15 @@
 use std::time::{Duration, Instant};
 
 use vswitch_simguest::SimGuest;
+use vswitch_simguest::features::virtio::RING_PACKED;
 use vswitch_tests::{Error, Result, RunDir, Switch, cases, check, machine};
 
 use crate::setup::{BROADCAST, SOON, mac, numbered};
 
-cases!("restarts": guests_survive_restarts_of_the_switch);
+cases!("restarts":
+    guests_survive_restarts_of_the_switch,
+    guests_with_packed_rings_survive_them_too,
+);
 
 /// One guest in each socket role.
 const CONFIG: &str = "\
@@ -23,16 +27,30 @@ const IN_FLIGHT: u32 = 50;
 /// SIGKILL and SIGTERM by turns. Frames that were on the way may be lost, or come twice after a kill (the switch had not
 /// said that it was done with them); none comes damaged, and after the restart all arrive, once and in order.
 fn guests_survive_restarts_of_the_switch(dir: &RunDir) -> Result<()> {
+    restart(dir, 0)
+}
+
+fn guests_with_packed_rings_survive_them_too(dir: &RunDir) -> Result<()> {
+    restart(dir, RING_PACKED)
+}
+
+fn restart(dir: &RunDir, layout: u64) -> Result<()> {
     let rounds = machine::rounds(30, 1000);
     let mut switch = Switch::start(dir, CONFIG)?;
     let mut guests = [
         SimGuest::connect_to(dir.join("vm1.sock"))
             .mac(mac(1))
+            .with(layout)
             .start()?,
         SimGuest::listen_on(dir.join("vm2.sock"))
             .mac(mac(2))
+            .with(layout)
             .start()?,
     ];
+    check!(
+        guests.iter().all(|guest| guest.is_packed() == (layout != 0)),
+        "the guests have other rings than they should"
+    );
     let (started, mut slowest) = (Instant::now(), Duration::ZERO);
     for round in 0..rounds {
         for port in ["vm1", "vm2"] {

@@ -226,7 +226,7 @@ fn stop_and_start(dir: &RunDir) -> Result<()> {
                 .map(|ring| net.vm(2).ring(ring).map(RingParts::used_idx))
                 .collect();
             check!(
-                indices == bases.iter().map(|b| Some(*b)).collect::<Vec<_>>(),
+                indices == bases.iter().map(|b| Some(*b as u16)).collect::<Vec<_>>(),
                 "rings were stopped at {bases:?}, their used indices are {indices:?}"
             );
             let before = net.drops("vm2", "not-connected")?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use vswitch_simguest::Builder;
 use vswitch_simguest::driver::Mode;
-use vswitch_simguest::features::virtio::EVENT_IDX;
+use vswitch_simguest::features::virtio::{EVENT_IDX, RING_PACKED};
 use vswitch_tests::{Error, Result, RunDir, cases, check, machine};
 
 use crate::setup::{Net, THREE, mac, numbered};
@@ -79,13 +79,24 @@ fn a_sleeping_switch_wakes_for_one_frame(dir: &RunDir) -> Result<()> {
 
 fn ping_pong(dir: &RunDir, config: &str) -> Result<()> {
     let rounds = machine::rounds(2000, 200_000);
-    for event_idx in [true, false] {
-        let mut net = Net::with(dir, config, 2, |_, b| with((Mode::Interrupt, event_idx), b))?;
+    let habits = [
+        (true, 0),
+        (false, 0),
+        (true, RING_PACKED),
+        (false, RING_PACKED),
+    ];
+    for (event_idx, layout) in habits {
+        let mut net = Net::with(dir, config, 2, |_, b| {
+            with((Mode::Interrupt, event_idx), b).with(layout)
+        })?;
         net.introduce()?;
         let started = Instant::now();
         for number in 0..rounds {
-            let lost =
-                |e: Error| Error::Failed(format!("event index {event_idx}, round {number}: {e}"));
+            let lost = |e: Error| {
+                Error::Failed(format!(
+                    "event index {event_idx}, layout {layout:#x}, round {number}: {e}"
+                ))
+            };
             one(&mut net, 1, 2, number).map_err(lost)?;
             one(&mut net, 2, 1, number).map_err(lost)?;
         }

@@ -2,8 +2,8 @@
 //!
 //! A VMM keeps some features to itself (the MAC address, the control queue, the link status bit) and takes others only as
 //! the back-end offers them. QEMU's vhost-user net device masks exactly the bits of [`offered`] with the back-end's answer;
-//! `VIRTIO_NET_F_STATUS`, `CTRL_VQ` and the rest of the control queue it provides whatever we say. `NOTIFY_ON_EMPTY`, UFO,
-//! `ACCESS_PLATFORM` and the packed layout are never offered.
+//! `VIRTIO_NET_F_STATUS`, `CTRL_VQ` and the rest of the control queue it provides whatever we say. `NOTIFY_ON_EMPTY`, UFO
+//! and `ACCESS_PLATFORM` are never offered.
 
 /// A partial checksum may be sent: `VIRTIO_NET_F_CSUM`.
 pub const NET_CSUM: u32 = 0;
@@ -39,6 +39,8 @@ pub const RING_EVENT_IDX: u32 = 29;
 pub const VHOST_PROTOCOL_FEATURES: u32 = 30;
 /// Virtio 1.0 and later.
 pub const VERSION_1: u32 = 32;
+/// Queues are packed rings.
+pub const RING_PACKED: u32 = 34;
 
 /// Several queue pairs can be asked about.
 pub const PROTOCOL_MQ: u32 = 0;
@@ -134,6 +136,8 @@ pub struct Switches {
     pub indirect: bool,
     /// Event indices.
     pub event_idx: bool,
+    /// Packed rings.
+    pub packed: bool,
     /// Partial checksums, both ways.
     pub checksum: bool,
     /// TCP segmentation, both ways. Needs `checksum`: without it, this is as if off.
@@ -151,6 +155,7 @@ impl Default for Switches {
             mergeable: true,
             indirect: true,
             event_idx: true,
+            packed: true,
             checksum: true,
             tso: true,
             multiqueue: false,
@@ -162,11 +167,12 @@ impl Default for Switches {
 /// The virtio features to offer. `VHOST_USER_F_PROTOCOL_FEATURES` is the session's to add.
 #[must_use]
 pub fn offered(switches: Switches) -> u64 {
-    let groups: [(bool, &[u32]); 8] = [
+    let groups: [(bool, &[u32]); 9] = [
         (true, &[VERSION_1, ANY_LAYOUT, NET_GUEST_ANNOUNCE]),
         (switches.mergeable, &[NET_MRG_RXBUF]),
         (switches.indirect, &[RING_INDIRECT_DESC]),
         (switches.event_idx, &[RING_EVENT_IDX]),
+        (switches.packed, &[RING_PACKED]),
         (switches.checksum, &[NET_CSUM, NET_GUEST_CSUM]),
         (
             switches.checksum && switches.tso,
@@ -260,6 +266,7 @@ mod tests {
             (RING_INDIRECT_DESC, r::VIRTIO_RING_F_INDIRECT_DESC),
             (RING_EVENT_IDX, r::VIRTIO_RING_F_EVENT_IDX),
             (VERSION_1, c::VIRTIO_F_VERSION_1),
+            (RING_PACKED, c::VIRTIO_F_RING_PACKED),
         ];
         for (ours, theirs) in ours {
             assert_eq!(ours, theirs);

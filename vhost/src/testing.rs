@@ -1,6 +1,8 @@
-//! The driver's half, for tests: a guest whose memory is written through its file, and a split ring in it.
+//! The driver's half, for tests: a guest whose memory is written through its file, and rings of both layouts in it.
 //!
 //! It shares no code with the ring engine, and no mapping: it reads and writes the file.
+
+mod packed;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -10,7 +12,9 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::memory::{GuestAddr, GuestMemory, Region, RegionSpec, UserAddr};
-use crate::ring::{QueuePair, RingAddresses, Setup, Trouble};
+pub(crate) use packed::PackedQueue;
+
+use crate::ring::{Base, QueuePair, RingAddresses, Setup, Trouble};
 
 /// The front-end's address of guest address 0.
 pub(crate) const USER: u64 = 0x7f00_0000_0000;
@@ -196,12 +200,22 @@ pub(crate) fn count(fd: &OwnedFd) -> u64 {
 
 /// A set-up with a fresh call and kick descriptor.
 pub(crate) fn setup(memory: &Arc<GuestMemory>, queue: &Queue, features: u64) -> Setup {
+    setup_at(memory, queue.addresses(), queue.size, features)
+}
+
+/// The same for a ring of any layout.
+pub(crate) fn setup_at(
+    memory: &Arc<GuestMemory>,
+    addresses: RingAddresses,
+    size: u16,
+    features: u64,
+) -> Setup {
     Setup {
         pair: QueuePair(0),
         memory: Arc::clone(memory),
-        addresses: queue.addresses(),
-        size: queue.size,
-        base: 0,
+        addresses,
+        size,
+        base: Base::Claimed(0),
         features,
         kick: Some(event()),
         call: Some(event()),

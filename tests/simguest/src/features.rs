@@ -50,7 +50,7 @@ pub mod virtio {
     /// Checksum and segmentation offloads, both directions.
     pub const OFFLOADS: u64 =
         CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | HOST_TSO4 | HOST_TSO6 | HOST_ECN;
-    /// All this driver can do.
+    /// All this driver can do with split rings; [`RING_PACKED`] comes on top, and [`IN_ORDER`] is tolerated there.
     pub const ALL: u64 = OFFLOADS | MRG_RXBUF | MQ | INDIRECT_DESC | EVENT_IDX | VERSION_1;
     /// A plain modern device: no offloads, no merging, no ring options.
     pub const PLAIN: u64 = VERSION_1;

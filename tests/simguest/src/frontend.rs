@@ -452,12 +452,13 @@ impl Frontend {
         self.vring_state(request::SET_VRING_NUM, ring, u32::from(size))
     }
 
-    /// SET_VRING_BASE: the next available index.
+    /// SET_VRING_BASE: the next available index; of a packed ring bits 0-14 the next available slot, 15 its wrap counter,
+    /// 16-30 the next used slot, 31 its wrap counter.
     pub fn set_vring_base(&self, ring: u32, base: u32) -> Result<()> {
         self.vring_state(request::SET_VRING_BASE, ring, base)
     }
 
-    /// GET_VRING_BASE: stops the ring and returns the next available index.
+    /// GET_VRING_BASE: stops the ring and returns where it stands, in the form of SET_VRING_BASE.
     pub fn get_vring_base(&self, ring: u32) -> Result<u32> {
         let reply = self.ask(
             request::GET_VRING_BASE,

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::builder::Builder;
 use crate::driver::{
-    Counters, DeviceFault, Mode, Notifier, QueueStats, RingParts, RxQueue, Shape, TxError, TxQueue,
-    wait_any,
+    Counters, DeviceFault, Mode, Notifier, Place, QueueStats, RingParts, RxQueue, Shape, TxError,
+    TxQueue, wait_any,
 };
 use crate::endpoint::{Endpoint, Role};
 use crate::features::{protocol, virtio};
@@ -92,7 +92,18 @@ struct RingHandle {
     parts: RingParts,
     notifier: Notifier,
     counters: Arc<Counters>,
-    base: u16,
+    /// As SET_VRING_BASE says it.
+    base: u32,
+}
+
+/// Where a ring begins, as SET_VRING_BASE says it. Of a packed one: bits 0-14 the next available slot, 15 its wrap
+/// counter, 16-30 the next used slot, 31 its wrap counter.
+fn first_base(features: u64) -> u32 {
+    if features & virtio::RING_PACKED == 0 {
+        0
+    } else {
+        u32::from(Place::START.bits()) * 0x1_0001
+    }
 }
 
 /// A guest with one virtio-net device on a vhost-user socket.
@@ -141,13 +152,13 @@ impl SimGuest {
                 parts: rx.ring().parts().clone(),
                 notifier: rx.notifier().clone(),
                 counters: Arc::clone(rx.counters()),
-                base: 0,
+                base: first_base(features),
             });
             rings.push(RingHandle {
                 parts: tx.ring().parts().clone(),
                 notifier: tx.notifier().clone(),
                 counters: Arc::clone(tx.counters()),
-                base: 0,
+                base: first_base(features),
             });
             pairs.push(Some(QueuePair { index, tx, rx }));
         }
@@ -225,7 +236,7 @@ impl SimGuest {
             }
             let ring = ring as u32;
             frontend.set_vring_num(ring, handle.parts.size)?;
-            frontend.set_vring_base(ring, u32::from(handle.base))?;
+            frontend.set_vring_base(ring, handle.base)?;
             frontend.set_vring_addr(ring, handle.parts.addresses())?;
             let kick = (!quirks.no_kick_fd).then(|| handle.notifier.kick_fd());
             frontend.set_vring_fd(request::SET_VRING_KICK, ring, kick)?;
@@ -261,11 +272,10 @@ impl SimGuest {
     }
 
     /// Stops every ring; the switch says where each stands. Returns those bases.
-    pub fn stop(&mut self) -> Result<Vec<u16>, GuestError> {
+    pub fn stop(&mut self) -> Result<Vec<u32>, GuestError> {
         let frontend = self.frontend.as_ref().ok_or(GuestError::NotConnected)?;
         for (ring, handle) in self.rings.iter_mut().enumerate() {
-            // The upper half is of packed rings.
-            handle.base = frontend.get_vring_base(ring as u32)? as u16;
+            handle.base = frontend.get_vring_base(ring as u32)?;
         }
         Ok(self.rings.iter().map(|r| r.base).collect())
     }
@@ -284,7 +294,8 @@ impl SimGuest {
     }
 
     /// Connects again with the same memory and rings, like a running guest whose switch was restarted: rings resume
-    /// where the used index says, features stay as they were.
+    /// where the used index says, features stay as they were. Packed rings have no such index: like QEMU's they are said
+    /// to stand where they last were known to, which is where they began unless they were stopped since.
     pub fn reconnect(&mut self) -> Result<(), GuestError> {
         self.kill();
         let mut frontend = self.endpoint.open(self.options.timeout)?;
@@ -295,12 +306,37 @@ impl SimGuest {
         }
         self.negotiated.offer = offer;
         self.negotiated.protocol = frontend.protocol();
-        for handle in &mut self.rings {
-            handle.base = handle.parts.used_idx();
+        if !self.is_packed() {
+            for handle in &mut self.rings {
+                handle.base = u32::from(handle.parts.used_idx());
+            }
         }
         self.prepare(&mut frontend)?;
         self.frontend = Some(frontend);
         self.resume()
+    }
+
+    /// Connects again with all rings reset, as DPDK's driver does where they are packed: nobody knows where they stood.
+    pub fn reconnect_reset(&mut self) -> Result<(), GuestError> {
+        self.kill();
+        self.reset_rings()?;
+        self.reconnect()
+    }
+
+    fn all_here(&self) -> Result<(), GuestError> {
+        let away = self.pairs.iter().position(Option::is_none);
+        away.map_or(Ok(()), |away| Err(GuestError::PairAway(away as u16)))
+    }
+
+    fn reset_rings(&mut self) -> Result<(), GuestError> {
+        self.all_here()?;
+        for pair in self.pairs.iter_mut().flatten() {
+            pair.tx.reset();
+            pair.rx.reset();
+        }
+        let first = first_base(self.negotiated.virtio);
+        self.rings.iter_mut().for_each(|r| r.base = first);
+        Ok(())
     }
 
     /// Reboots the guest: rings stopped, forgotten and set up anew on the same connection.
@@ -308,12 +344,9 @@ impl SimGuest {
         if let Some(away) = self.pairs.iter().position(Option::is_none) {
             return Err(GuestError::PairAway(away as u16));
         }
+        self.all_here()?;
         self.stop()?;
-        for pair in self.pairs.iter_mut().flatten() {
-            pair.tx.reset();
-            pair.rx.reset();
-        }
-        self.rings.iter_mut().for_each(|r| r.base = 0);
+        self.reset_rings()?;
         self.enabled = 1;
         if let (true, Some(frontend)) = (self.options.quirks.early_enable, &self.frontend) {
             self.tell_enabled(frontend)?;
@@ -479,6 +512,10 @@ impl SimGuest {
 
     // --- what it is ------------------------------------------------------------------------------------------
 
+    /// Whether its rings are packed.
+    pub fn is_packed(&self) -> bool {
+        self.negotiated.virtio & virtio::RING_PACKED != 0
+    }
     /// Its address.
     pub fn mac(&self) -> [u8; 6] {
         self.options.mac

@@ -9,7 +9,7 @@
 //! | module | is |
 //! | --- | --- |
 //! | [`SimGuest`] | the friendly front: connect, send, receive, stop, reboot, reconnect |
-//! | [`driver`] | split rings, transmit and receive queues, every shape of descriptor chain |
+//! | [`driver`] | split and packed rings, transmit and receive queues, every shape of descriptor chain |
 //! | [`frontend`] | the vhost-user conversation in QEMU's order, down to raw bytes and descriptors |
 //! | [`memory`] | memory files, regions, allocation, fault injection; the only `unsafe` |
 //! | [`frames`] | building and checking frames, checksums, segment trains |
@@ -38,7 +38,7 @@
 //!
 //! # Limits
 //!
-//! Split rings only, up to 32,768 entries; little-endian hosts; frames up to 96 KiB in transmit; no control queue (MAC
+//! Rings of up to 32,768 entries; little-endian hosts; frames up to 96 KiB in transmit; no control queue (MAC
 //! filters, announcements: the VMM's business); no dirty log, no in-flight region, no back-end channel of its own,
 //! although any message of theirs can be sent raw. Every wait ends: the session's timeout is 5 s unless set.
 

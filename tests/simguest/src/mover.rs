@@ -1,18 +1,23 @@
 //! A device that trusts its guest: moves frames from one guest's transmit ring to another's receive ring.
 //!
 //! It is the peer for testing the driver without a switch, and the ceiling in benches: one copy, no switching, no
-//! checks. It speaks split rings with every option the driver has, in the same process, without a socket.
+//! checks. It speaks both ring layouts with every option the driver has, in the same process, without a socket.
 //! Not a model for the switch: it reads descriptors as often as it likes and believes everything.
+
+mod packed;
 
 use std::sync::atomic::{Ordering, fence};
 
-use crate::driver::{Notifier, RingParts, RxQueue, TxQueue, header_len};
+use crate::driver::{Notifier, Ring, RingParts, RxQueue, TxQueue, header_len};
 use crate::features::virtio;
 use crate::memory::{Desc, Memory, View};
+use packed::PackedEnd;
 
 /// The device's end of one ring.
 #[derive(Debug)]
 struct End {
+    /// Where it stands, if the ring is packed; what follows but for `parts` and `windows` is then not used.
+    packed: Option<PackedEnd>,
     parts: RingParts,
     windows: Vec<(u64, View<u8>)>,
     notifier: Notifier,
@@ -24,11 +29,18 @@ struct End {
 }
 
 impl End {
-    fn new(memory: &Memory, parts: &RingParts, notifier: &Notifier, features: u64) -> Self {
+    fn new(memory: &Memory, ring: &Ring, notifier: &Notifier, features: u64) -> Self {
+        let parts = ring.parts();
+        let packed = ring.as_packed().map(|ring| PackedEnd::new(ring, features));
         // The device is polling: it wants no kicks.
-        parts.set_used_flags(1);
-        let at = parts.used_idx();
+        let at = if packed.is_some() {
+            0
+        } else {
+            parts.set_used_flags(1);
+            parts.used_idx()
+        };
         Self {
+            packed,
             parts: parts.clone(),
             windows: memory.windows(),
             notifier: notifier.clone(),
@@ -42,6 +54,9 @@ impl End {
 
     #[inline]
     fn available(&mut self) -> u16 {
+        if let Some(packed) = &mut self.packed {
+            return packed.available();
+        }
         if self.seen == self.next {
             self.seen = self.parts.avail_idx();
         }
@@ -59,9 +74,12 @@ impl End {
     /// Has the first buffers of the next `count` chains on the way to the cache before they are used.
     #[inline]
     fn fetch(&self, count: u16) {
-        for ahead in 0..count.min(self.seen.wrapping_sub(self.next)) {
-            let head = self.parts.avail_entry(self.next.wrapping_add(ahead));
-            let desc = self.parts.desc.load(usize::from(head));
+        let known = match &self.packed {
+            Some(packed) => packed.known(),
+            None => self.seen.wrapping_sub(self.next),
+        };
+        for ahead in 0..count.min(known) {
+            let (_, desc) = self.first(ahead);
             if let Some((view, at, _)) = self.resolve(desc) {
                 view.window().prefetch(at);
                 view.window().prefetch(at + 64);
@@ -69,12 +87,24 @@ impl End {
         }
     }
 
-    /// The chain at the next available entry, as descriptors, and its head.
+    /// The first descriptor of the chain `ahead`, and the chain's head (or buffer id).
+    #[inline(always)]
+    fn first(&self, ahead: u16) -> (u16, Desc) {
+        if let Some(packed) = &self.packed {
+            return packed.first(ahead);
+        }
+        let head = self.parts.avail_entry(self.next.wrapping_add(ahead));
+        (head, self.parts.desc.load(usize::from(head)))
+    }
+
+    /// The chain at the next available entry, as descriptors, and its head (or buffer id).
     #[inline]
     fn chain(&self, ahead: u16, chain: &mut Vec<Desc>) -> u16 {
         chain.clear();
-        let head = self.parts.avail_entry(self.next.wrapping_add(ahead));
-        let mut desc = self.parts.desc.load(usize::from(head));
+        if let Some(packed) = &self.packed {
+            return packed.chain(ahead, chain);
+        }
+        let (head, mut desc) = self.first(ahead);
         let table = if desc.flags & Desc::INDIRECT != 0 {
             let start = (desc.addr - self.parts.tables_guest) as usize / Desc::SIZE;
             let table = self
@@ -100,25 +130,36 @@ impl End {
 
     #[inline]
     fn give_back(&mut self, head: u16, len: u32) {
+        if let Some(packed) = &mut self.packed {
+            return packed.give_back(len);
+        }
         self.parts.set_used_entry(self.used, u32::from(head), len);
         self.used = self.used.wrapping_add(1);
         self.next = self.next.wrapping_add(1);
     }
 
     fn publish(&mut self) {
+        let wanted = match &mut self.packed {
+            Some(packed) => packed.publish(),
+            None => self.publish_split(),
+        };
+        if wanted {
+            let _ = rustix::io::write(self.notifier.call_fd(), &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Returns whether the driver wants a call.
+    fn publish_split(&mut self) -> bool {
         if self.parts.used_idx() == self.used {
-            return;
+            return false;
         }
         self.parts.set_used_idx(self.used);
         fence(Ordering::SeqCst);
         let old = std::mem::replace(&mut self.signalled, self.used);
-        let wanted = if self.features & virtio::EVENT_IDX != 0 {
+        if self.features & virtio::EVENT_IDX != 0 {
             crate::driver::passed(self.parts.used_event(), old, self.used)
         } else {
             self.parts.avail_flags() & 1 == 0
-        };
-        if wanted {
-            let _ = rustix::io::write(self.notifier.call_fd(), &1u64.to_ne_bytes());
         }
     }
 }
@@ -133,12 +174,13 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// From one guest's transmit queue (in `from`, with its features) to another's receive queue.
+    /// From one guest's transmit queue (in `from`, with its features) to another's receive queue. A packed one must have
+    /// taken back all that an earlier device used.
     pub fn new(from: (&Memory, &TxQueue, u64), to: (&Memory, &RxQueue, u64)) -> Self {
         let (memory, queue, features) = from;
-        let source = End::new(memory, queue.ring().parts(), queue.notifier(), features);
+        let source = End::new(memory, queue.ring(), queue.notifier(), features);
         let (memory, queue, features) = to;
-        let sink = End::new(memory, queue.ring().parts(), queue.notifier(), features);
+        let sink = End::new(memory, queue.ring(), queue.notifier(), features);
         Self {
             from: source,
             to: sink,
@@ -178,10 +220,8 @@ impl Mover {
         if self.to.available() == 0 || header != header_len(self.to.features) {
             return false;
         }
-        let from_head = self.from.parts.avail_entry(self.from.next);
-        let to_head = self.to.parts.avail_entry(self.to.next);
-        let from = self.from.parts.desc.load(usize::from(from_head));
-        let to = self.to.parts.desc.load(usize::from(to_head));
+        let (from_head, from) = self.from.first(0);
+        let (to_head, to) = self.to.first(0);
         if (from.flags | to.flags) & many != 0 || from.len > to.len || from.len < header {
             return false;
         }

@@ -19,7 +19,7 @@ use vswitch_simguest::driver::{
     Mode, Notifier, RxOptions, RxQueue, Shape, TxError, TxOptions, TxQueue,
 };
 use vswitch_simguest::features::virtio::{
-    EVENT_IDX, GUEST_CSUM, GUEST_TSO4, INDIRECT_DESC, MRG_RXBUF, VERSION_1,
+    EVENT_IDX, GUEST_CSUM, GUEST_TSO4, INDIRECT_DESC, MRG_RXBUF, RING_PACKED, VERSION_1,
 };
 use vswitch_simguest::frames::{Eth, Ip, Tcp, ethernet, tcp_gso, verify, verify_train};
 use vswitch_simguest::memory::{Layout, Memory};
@@ -53,17 +53,23 @@ fn body(seed: usize, len: usize) -> Vec<u8> {
     )
 }
 
+/// Every combination; packed rings come with VERSION_1 only.
 fn ring_features() -> Vec<u64> {
-    (0..16u64)
-        .map(|bits| {
-            [VERSION_1, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX]
-                .iter()
-                .enumerate()
-                .map(|(i, f)| if bits >> i & 1 == 1 { *f } else { 0 })
-                .sum()
-        })
-        .collect()
+    let split = (0..16u64).map(|bits| {
+        [VERSION_1, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX]
+            .iter()
+            .enumerate()
+            .map(|(i, f)| if bits >> i & 1 == 1 { *f } else { 0 })
+            .sum()
+    });
+    let split: Vec<u64> = split.collect();
+    let modern = split.iter().filter(|f| **f & VERSION_1 != 0);
+    let packed: Vec<u64> = modern.map(|f| f | RING_PACKED).collect();
+    [split, packed].concat()
 }
+
+/// No more than is needed, for each ring layout.
+const LAYOUTS: [u64; 2] = [VERSION_1, VERSION_1 | RING_PACKED];
 
 #[test]
 fn every_feature_combination_moves_every_shape() {
@@ -115,7 +121,11 @@ fn every_feature_combination_moves_every_shape() {
 
 #[test]
 fn a_large_train_is_merged_from_many_small_buffers() {
-    let features = VERSION_1 | MRG_RXBUF | GUEST_CSUM | GUEST_TSO4;
+    LAYOUTS.into_iter().for_each(merge_a_large_train);
+}
+
+fn merge_a_large_train(base: u64) {
+    let features = base | MRG_RXBUF | GUEST_CSUM | GUEST_TSO4;
     let rx = RxOptions {
         buffer: Some(1536),
         ..RxOptions::default()
@@ -140,10 +150,14 @@ fn a_large_train_is_merged_from_many_small_buffers() {
 
 #[test]
 fn a_train_nobody_asked_for_is_a_fault() {
-    let offloads = VERSION_1 | GUEST_CSUM | GUEST_TSO4;
+    LAYOUTS.into_iter().for_each(refuse_a_train);
+}
+
+fn refuse_a_train(base: u64) {
+    let offloads = base | GUEST_CSUM | GUEST_TSO4;
     let layout = Layout::single(8 << 20);
     let tx = (offloads, TxOptions::default());
-    let mut p = pair(&layout, tx, (VERSION_1 | MRG_RXBUF, RxOptions::default()));
+    let mut p = pair(&layout, tx, (base | MRG_RXBUF, RxOptions::default()));
     let hdr = VirtioNetHdr {
         flags: 1,
         gso_type: 1,
@@ -159,12 +173,16 @@ fn a_train_nobody_asked_for_is_a_fault() {
 
 #[test]
 fn a_full_ring_says_so_and_recovers() {
+    LAYOUTS.into_iter().for_each(fill_and_recover);
+}
+
+fn fill_and_recover(base: u64) {
     let layout = Layout::single(8 << 20);
     let tx = TxOptions {
         size: 8,
         ..TxOptions::default()
     };
-    let mut p = pair(&layout, (VERSION_1, tx), (VERSION_1, RxOptions::default()));
+    let mut p = pair(&layout, (base, tx), (base, RxOptions::default()));
     for i in 0..4 {
         p.tx.send_shaped(&VirtioNetHdr::default(), &body(i, 60), &Shape::separate())
             .unwrap();
@@ -182,12 +200,16 @@ fn a_full_ring_says_so_and_recovers() {
 
 #[test]
 fn a_frozen_guest_posts_nothing_until_it_thaws() {
+    LAYOUTS.into_iter().for_each(freeze_and_thaw);
+}
+
+fn freeze_and_thaw(base: u64) {
     let layout = Layout::single(8 << 20);
     let rx = RxOptions {
         size: 8,
         ..RxOptions::default()
     };
-    let mut p = pair(&layout, (VERSION_1, TxOptions::default()), (VERSION_1, rx));
+    let mut p = pair(&layout, (base, TxOptions::default()), (base, rx));
     p.rx.freeze(true);
     let mut received = 0;
     for i in 0..20 {
@@ -213,11 +235,15 @@ impl Drop for StopOnDrop<'_> {
 /// Neither a sleeping receiver nor a sleeping sender may miss its interrupt, whatever the timing of the device.
 #[test]
 fn sleepers_are_woken() {
+    LAYOUTS.into_iter().for_each(sleep_and_wake);
+}
+
+fn sleep_and_wake(base: u64) {
     const FRAMES: usize = 20_000;
     const WINDOW: usize = 16;
     let limit = Duration::from_secs(5);
     for event_idx in [0, EVENT_IDX] {
-        let features = VERSION_1 | MRG_RXBUF | event_idx;
+        let features = base | MRG_RXBUF | event_idx;
         let layout = Layout::single(8 << 20);
         let tx = TxOptions {
             mode: Mode::Interrupt,
@@ -272,8 +298,12 @@ fn sleepers_are_woken() {
 
 #[test]
 fn stamped_load_arrives_whole_and_in_order() {
+    LAYOUTS.into_iter().for_each(stamped_load);
+}
+
+fn stamped_load(base: u64) {
     let layout = Layout::single(32 << 20);
-    let features = VERSION_1 | MRG_RXBUF;
+    let features = base | MRG_RXBUF;
     let tx = TxOptions {
         size: 256,
         ..TxOptions::default()
@@ -317,6 +347,7 @@ proptest! {
         rx_cuts in prop::collection::vec(1u32..200, 0..6),
         indirect in any::<(bool, bool)>(),
         merge in any::<bool>(),
+        packed in any::<(bool, bool)>(),
         rx_buffer in 64u32..3000,
         lens in prop::collection::vec(0usize..9000, 1..20),
     ) {
@@ -334,7 +365,9 @@ proptest! {
             ..RxOptions::default()
         };
         let tx = TxOptions { table_len: 160, large: 4, ..TxOptions::default() };
-        let mut p = pair(&Layout::single(8 << 20), (features, tx), (features, rx));
+        let layout = |packed| features | if packed { RING_PACKED } else { 0 };
+        let (tx, rx) = ((layout(packed.0), tx), (layout(packed.1), rx));
+        let mut p = pair(&Layout::single(8 << 20), tx, rx);
         for (i, len) in lens.into_iter().enumerate() {
             let frame = body(i, len);
             p.tx.send_shaped(&VirtioNetHdr::default(), &frame, &shape(&tx_cuts, tx_every, indirect.0)).unwrap();
@@ -357,6 +390,10 @@ proptest! {
 /// Bursts after chains of several descriptors: the ring has lost its simple order for good.
 #[test]
 fn bursts_after_long_chains() {
+    LAYOUTS.into_iter().for_each(chains_then_bursts);
+}
+
+fn chains_then_bursts(base: u64) {
     let layout = Layout::single(16 << 20);
     let tx = TxOptions {
         size: 64,
@@ -366,7 +403,7 @@ fn bursts_after_long_chains() {
         size: 128,
         ..RxOptions::default()
     };
-    let mut p = pair(&layout, (VERSION_1, tx), (VERSION_1, rx));
+    let mut p = pair(&layout, (base, tx), (base, rx));
     for i in 0..50 {
         let shape = Shape::cuts(&[12]).then_every(30 + i);
         let frame = body(i as usize, 200);

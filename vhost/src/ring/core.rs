@@ -10,7 +10,7 @@ use vswitch_coalesce::Signal;
 
 use super::ahead::{Ahead, Ready};
 use super::chain::{Direction, Spans, Walk};
-use super::layout::{Chain, Layout, Position, RingAddresses};
+use super::layout::{Base, Chain, Layout, Position, RingAddresses};
 use super::{QueuePair, RingError};
 use crate::features;
 use crate::memory::{GuestMemory, Window, poison_epoch};
@@ -50,8 +50,8 @@ pub(crate) struct Setup {
     pub(crate) addresses: RingAddresses,
     /// Checked against what the layout allows.
     pub(crate) size: u16,
-    /// Where the front-end says that the ring stands.
-    pub(crate) base: u32,
+    /// Where the ring stands, as far as that is known.
+    pub(crate) base: Base,
     /// Acknowledged virtio features.
     pub(crate) features: u64,
     pub(crate) kick: Option<Arc<OwnedFd>>,
@@ -96,7 +96,8 @@ impl<L: Layout> Core<L> {
         let event_idx = features::has(setup.features, features::RING_EVENT_IDX);
         // SAFETY: `memory` is kept beside the ring, and replaced only together with it.
         let mut ring = unsafe { L::bind(&setup.memory, setup.addresses, setup.size, event_idx)? };
-        let next = ring.start(setup.base);
+        let indirect = features::has(setup.features, features::RING_INDIRECT_DESC);
+        let next = ring.start(setup.base, indirect)?;
         let core = Self {
             ring,
             direction,
@@ -105,7 +106,7 @@ impl<L: Layout> Core<L> {
             window: Window::new(),
             memory: setup.memory,
             header_len: features::header_len(setup.features),
-            indirect: features::has(setup.features, features::RING_INDIRECT_DESC),
+            indirect,
             // Split rings express events in their index: then this is it.
             given: next.0,
             published: next.0,

@@ -1,4 +1,4 @@
-//! What the engine asks of a ring's layout: [split](super::split) or packed.
+//! What the engine asks of a ring's layout: [split](super::split) or [packed](super::packed).
 //!
 //! The engine ([`core`](super::core), [`tx`](super::tx), [`rx`](super::rx)) thinks in chains and [`Position`]s. A layout
 //! knows where those are in memory: how the guest offers a chain, how it is given back, and how the two sides ask for, or
@@ -12,7 +12,7 @@ use vswitch_coalesce::GuestAsks;
 use super::chain::{Spans, Walk};
 use super::split::PartError;
 use super::{ChainError, RingError};
-use crate::memory::{GuestMemory, UserAddr};
+use crate::memory::{GuestMemory, Span, UserAddr};
 
 /// Where the front-end says a ring's parts are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -29,6 +29,24 @@ pub(crate) struct RingAddresses {
 /// 15 the wrap counter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Position(pub(crate) u16);
+
+/// Where a ring stands, as front-ends say it: an index if split; if packed two [`Position`]s, the lower one where buffers
+/// are taken, the upper one where they are given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Base {
+    /// We left it there ourselves.
+    Known(u32),
+    /// So the front-end says.
+    Claimed(u32),
+}
+
+impl Base {
+    pub(crate) fn bits(self) -> u32 {
+        match self {
+            Self::Known(bits) | Self::Claimed(bits) => bits,
+        }
+    }
+}
 
 /// One descriptor, copied out.
 #[derive(Clone, Copy, Debug)]
@@ -69,8 +87,8 @@ pub(crate) trait Layout: Sized {
     /// Descriptors.
     fn size(&self) -> u16;
 
-    /// Where the ring stands, told where the front-end says that it does.
-    fn start(&mut self, base: u32) -> Position;
+    /// Where the ring stands, told where it is said to, and whether indirect descriptors were negotiated.
+    fn start(&mut self, base: Base, indirect: bool) -> Result<Position, RingError>;
 
     /// The ring stands at `at`, as it did before it was bound anew.
     fn resume(&mut self, at: Position);
@@ -122,4 +140,21 @@ pub(crate) trait Layout: Sized {
 
     /// Declines kicks; the ring stands at `at`.
     fn decline_kicks(&self, at: Position);
+}
+
+/// Finds a part of a ring, which has a length and an alignment, in guest memory.
+pub(super) fn find_part(
+    memory: &GuestMemory,
+    part: &'static str,
+    addr: UserAddr,
+    (len, align): (usize, u64),
+) -> Result<Span, PartError> {
+    let span = memory
+        .resolve_user(addr, len)
+        .ok_or(PartError::Unmapped { part, addr: addr.0 })?;
+    // What counts is where it is mapped: a front-end's region may begin anywhere.
+    if !addr.0.is_multiple_of(align) || !(span.as_ptr().addr() as u64).is_multiple_of(align) {
+        return Err(PartError::Misaligned { part, addr: addr.0 });
+    }
+    Ok(span)
 }

@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | `layout` | what the engine asks of a layout |
 //! | `split` | the split layout: where its fields lie, and loading and storing each exactly once |
+//! | `packed` | the packed layout, and where a ring stands of which nobody knows |
 //! | `chain` | from descriptors to the pieces of a buffer, whatever the guest wrote |
 //! | `ahead` | chains resolved, and their lines asked for, before they are needed |
 //! | `core` | what both directions share: where the ring stands, calls and kicks, a ring that broke |
@@ -22,7 +23,8 @@
 //! | `queue` | the two directions, over whichever layout was negotiated |
 //!
 //! **Buffers go back in the order in which they came**, so where a ring stands is one number, the guest's used index is
-//! always it, and a ring resumes from what the guest's memory says: after a restart of the switch too.
+//! always it, and a ring resumes from what the guest's memory says: after a restart of the switch too. A packed ring has no
+//! such index; what its front-end says is held against its descriptors.
 //!
 //! **Lines on their way.** What is asked of memory that a guest wrote last, or read last, takes long, but much can be asked
 //! at once. So each ring looks a burst ahead: descriptors are resolved and the first lines of their buffers asked for, to
@@ -43,6 +45,7 @@ mod core;
 mod layout;
 #[cfg(test)]
 mod oracle;
+mod packed;
 mod queue;
 mod rx;
 mod split;
@@ -56,7 +59,7 @@ pub use self::split::PartError;
 pub use self::tx::{PLAIN_HEAD_LEN, TxBurst, TxFrame, TxScratch};
 
 pub(crate) use self::core::{Setup, Trouble};
-pub(crate) use self::layout::RingAddresses;
+pub(crate) use self::layout::{Base, RingAddresses};
 
 /// Frames taken at a time.
 pub const MAX_BURST: usize = 32;
@@ -220,6 +223,24 @@ pub enum RingError {
         head: u16,
         /// Entries.
         size: u16,
+    },
+    /// A chain in a packed ring that does not end, so that nobody knows where the next begins.
+    #[error(
+        "the chain that begins in descriptor {slot} does not end within {limit}; the driver must reset the queue"
+    )]
+    Endless {
+        /// Where it begins.
+        slot: u16,
+        /// Descriptors that a chain may have.
+        limit: u16,
+    },
+    /// A packed ring of which nobody knows how far it was served.
+    #[error(
+        "the packed ring is not at {base:#x}, as the front-end says, and its descriptors do not show where it was left; the driver must reset the queue"
+    )]
+    Place {
+        /// What the front-end says.
+        base: u32,
     },
     /// A part of the ring is not where the front-end said.
     #[error(transparent)]

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use vswitch_packet::VirtioNetHdr;
 
 use super::core::Setup;
+use super::packed::PackedRing;
 use super::rx::{Filling, Receive, RxError, RxFeatures};
 use super::split::SplitRing;
 use super::tx::{Transmit, TxBurst, TxScratch};
 use super::{QueuePair, RingError};
+use crate::features;
 use crate::memory::{GuestMemory, Pieces};
 
 /// A transmit queue, started. Owned by exactly one worker at a time.
@@ -20,6 +22,7 @@ pub struct TxRing(Tx);
 #[derive(Debug)]
 enum Tx {
     Split(Transmit<SplitRing>),
+    Packed(Transmit<PackedRing>),
 }
 
 /// A receive queue, started and enabled.
@@ -29,6 +32,7 @@ pub struct RxRing(Rx);
 #[derive(Debug)]
 enum Rx {
     Split(Receive<SplitRing>),
+    Packed(Receive<PackedRing>),
 }
 
 /// Frames delivered together.
@@ -36,6 +40,7 @@ pub struct RxBurst<'r>(Burst<'r>);
 
 enum Burst<'r> {
     Split(Filling<'r, SplitRing>),
+    Packed(Filling<'r, PackedRing>),
 }
 
 /// One expression for every layout.
@@ -43,13 +48,19 @@ macro_rules! each {
     ($kind:ident, $on:expr, $ring:ident => $do:expr) => {
         match $on {
             $kind::Split($ring) => $do,
+            $kind::Packed($ring) => $do,
         }
     };
 }
 
 impl TxRing {
     pub(crate) fn start(setup: Setup) -> Result<Self, RingError> {
-        Transmit::start(setup).map(|ring| Self(Tx::Split(ring)))
+        let ring = if features::has(setup.features, features::RING_PACKED) {
+            Tx::Packed(Transmit::start(setup)?)
+        } else {
+            Tx::Split(Transmit::start(setup)?)
+        };
+        Ok(Self(ring))
     }
 
     /// Takes up to `max` frames, at most [`MAX_BURST`](super::MAX_BURST); what was taken before is completed first.
@@ -136,7 +147,12 @@ impl TxRing {
 
 impl RxRing {
     pub(crate) fn start(setup: Setup) -> Result<Self, RingError> {
-        Receive::start(setup).map(|ring| Self(Rx::Split(ring)))
+        let ring = if features::has(setup.features, features::RING_PACKED) {
+            Rx::Packed(Receive::start(setup)?)
+        } else {
+            Rx::Split(Receive::start(setup)?)
+        };
+        Ok(Self(ring))
     }
 
     /// Begins to deliver about `expected` frames, for which buffers are prepared. More or fewer may follow.
@@ -146,7 +162,11 @@ impl RxRing {
     /// The ring has stopped, now or before. Its session is told and will come to fetch it.
     #[inline]
     pub fn begin(&mut self, expected: usize) -> Result<RxBurst<'_>, RingError> {
-        each!(Rx, &mut self.0, ring => ring.begin(expected).map(Burst::Split).map(RxBurst))
+        let burst = match &mut self.0 {
+            Rx::Split(ring) => Burst::Split(ring.begin(expected)?),
+            Rx::Packed(ring) => Burst::Packed(ring.begin(expected)?),
+        };
+        Ok(RxBurst(burst))
     }
 
     /// Calls the guest if it wants to hear of what was delivered; true if it was called.

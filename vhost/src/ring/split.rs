@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use vswitch_coalesce::GuestAsks;
 
 use super::chain::{DESCRIPTOR, Spans, Table, Walk};
-use super::layout::{Buffer, Chain, Layout, Position, RingAddresses};
+use super::layout::{Base, Buffer, Chain, Layout, Position, RingAddresses, find_part};
 use super::{ChainError, MAX_CHAIN, RingError};
-use crate::memory::{GuestMemory, LINE, Span, UserAddr, prefetch_write};
+use crate::memory::{GuestMemory, LINE, Span, prefetch_write};
 
 /// Largest ring of the split layout.
 pub(crate) const MAX_SIZE: u16 = 32_768;
@@ -195,17 +195,7 @@ impl Layout for SplitRing {
     ) -> Result<Self, PartError> {
         debug_assert!(size.is_power_of_two() && size <= MAX_SIZE);
         let entries = usize::from(size);
-        let find = |part, addr: UserAddr, len, align| {
-            let span = memory
-                .resolve_user(addr, len)
-                .ok_or(PartError::Unmapped { part, addr: addr.0 })?;
-            // What counts is where it is mapped: a front-end's region may begin anywhere.
-            if !addr.0.is_multiple_of(align) || !(span.as_ptr().addr() as u64).is_multiple_of(align)
-            {
-                return Err(PartError::Misaligned { part, addr: addr.0 });
-            }
-            Ok(span)
-        };
+        let find = |part, addr, len, align| find_part(memory, part, addr, (len, align));
         let descriptors = find(
             "descriptor table",
             addresses.descriptors,
@@ -244,9 +234,9 @@ impl Layout for SplitRing {
     }
 
     /// Whatever the front-end says: the guest's used index is where we stopped, after a crash of ours too.
-    fn start(&mut self, _base: u32) -> Position {
+    fn start(&mut self, _base: Base, _indirect: bool) -> Result<Position, RingError> {
         self.seen = self.used_index();
-        Position(self.seen)
+        Ok(Position(self.seen))
     }
 
     fn resume(&mut self, at: Position) {
@@ -431,7 +421,7 @@ fn follow_indirect(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{GuestAddr, Region, RegionSpec};
+    use crate::memory::{GuestAddr, Region, RegionSpec, UserAddr};
     use std::sync::Arc;
 
     const USER: u64 = 0x5000_0000;

@@ -173,8 +173,11 @@ impl<'a> Session<'a> {
         if self.device.features == Some(value) {
             return Ok(Answer::Done);
         }
+        let split = !features::has(value, features::RING_PACKED);
         for vring in &mut self.vrings {
             vring.restart(self.rings);
+            // What it was for a packed ring may be no size for this one.
+            vring.size = vring.size.filter(|size| !split || size.is_power_of_two());
         }
         self.device.features = Some(value);
         self.advance_all();
@@ -196,6 +199,11 @@ impl<'a> Session<'a> {
         }
         self.protocol = value;
         Ok(Answer::Done)
+    }
+
+    fn is_packed(&self) -> bool {
+        let negotiated = self.device.features.unwrap_or(0);
+        features::has(negotiated, features::RING_PACKED)
     }
 
     fn set_mem_table(&mut self, message: &Message, fds: Vec<OwnedFd>) -> Result<Answer, Refusal> {
@@ -256,14 +264,15 @@ impl<'a> Session<'a> {
 
     fn set_num(&mut self, message: &Message) -> Result<Answer, Refusal> {
         let state: VhostUserVringState = message.payload()?;
-        let size = u16::try_from(state.num).ok().filter(|size| {
-            *size >= 2 && size.is_power_of_two() && *size <= self.config.ring_size_max
-        });
+        let (packed, most) = (self.is_packed(), self.config.ring_size_max);
+        let size = u16::try_from(state.num)
+            .ok()
+            .filter(|size| (2..=most).contains(size) && (packed || size.is_power_of_two()));
         let Some(size) = size else {
+            let what = if packed { "2" } else { "a power of two" };
             return Err(format!(
-                "a ring of {} entries; a power of two up to {} is accepted",
+                "a ring of {} entries; {what} up to {most} is accepted",
                 { state.num },
-                self.config.ring_size_max
             ));
         };
         self.update(state.index, |vring, rings| {
@@ -292,12 +301,11 @@ impl<'a> Session<'a> {
 
     fn set_base(&mut self, message: &Message) -> Result<Answer, Refusal> {
         let state: VhostUserVringState = message.payload()?;
-        let base = u16::try_from(state.num)
-            .map_err(|_| format!("{:#x} is no index of a split ring", { state.num }))?;
-        self.update(state.index, |vring, rings| {
-            vring.restart(rings);
-            vring.base = Some(base.into());
-        })
+        let base = state.num;
+        if base > u16::MAX.into() && !self.is_packed() {
+            return Err(format!("{base:#x} is no index of a split ring"));
+        }
+        self.update(state.index, |vring, rings| vring.set_base(base, rings))
     }
 
     fn get_base(&mut self, message: &Message) -> Result<Answer, Refusal> {

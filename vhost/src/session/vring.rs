@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::memory::GuestMemory;
-use crate::ring::{QueueIndex, RingAddresses, RingError, RxRing, Setup, Trouble, TxRing};
+use crate::ring::{Base, QueueIndex, RingAddresses, RingError, RxRing, Setup, Trouble, TxRing};
 
 use super::{Rings, SessionEvent};
 
@@ -60,7 +60,8 @@ pub(super) struct Vring {
     pub(super) queue: QueueIndex,
     pub(super) size: Option<u16>,
     pub(super) addresses: Option<RingAddresses>,
-    pub(super) base: Option<u32>,
+    /// Where it stands while it does not run.
+    base: Option<Base>,
     kick: Option<Kick>,
     call: Option<Arc<OwnedFd>>,
     error: Option<OwnedFd>,
@@ -124,7 +125,7 @@ impl Vring {
             },
             // Dropped here, on the session's thread, where unmapping may take its time.
             (State::Parked(mut ring), Goal::Stopped) => {
-                self.base = Some(ring.settle());
+                self.base = Some(Base::Known(ring.settle()));
                 State::Stopped
             }
             (State::Parked(ring), Goal::Parked) => State::Parked(ring),
@@ -153,7 +154,7 @@ impl Vring {
             memory: Arc::clone(&device.memory),
             addresses: self.addresses.unwrap_or_default(),
             size: self.size.unwrap_or(2),
-            base: self.base.unwrap_or(0),
+            base: self.base.unwrap_or(Base::Claimed(0)),
             features: device.features.unwrap_or(0),
             kick: match &self.kick {
                 Some(Kick::Event(kick)) => Some(Arc::clone(kick)),
@@ -188,7 +189,7 @@ impl Vring {
                 match ring.error() {
                     None => State::Parked(ring),
                     Some(error) => {
-                        self.base = Some(next);
+                        self.base = Some(Base::Known(next));
                         self.fail(error, rings)
                     }
                 }
@@ -207,21 +208,32 @@ impl Vring {
         State::Failed
     }
 
-    /// The front-end says something that a ring cannot take up while it runs: it starts over, from what its memory says.
+    /// The front-end says something that a ring cannot take up while it runs: it starts over, where it stands.
     pub(super) fn restart(&mut self, rings: &mut dyn Rings) {
         self.park(rings);
+        if let State::Parked(ring) = &mut self.state {
+            self.base = Some(Base::Known(ring.settle()));
+        }
         self.state = State::Stopped;
+    }
+
+    /// The front-end says where the ring stands. That is certain only if it repeats what it was told.
+    pub(super) fn set_base(&mut self, bits: u32, rings: &mut dyn Rings) {
+        self.restart(rings);
+        if self.base != Some(Base::Known(bits)) {
+            self.base = Some(Base::Claimed(bits));
+        }
     }
 
     /// Stops the queue until it is kicked off anew, and says where it stands.
     pub(super) fn stop(&mut self, rings: &mut dyn Rings) -> u32 {
         self.park(rings);
         if let State::Parked(ring) = &mut self.state {
-            self.base = Some(ring.settle());
+            self.base = Some(Base::Known(ring.settle()));
         }
         self.state = State::Stopped;
         self.kick = None;
-        self.base.unwrap_or(0)
+        self.base.map_or(0, Base::bits)
     }
 
     /// Follows the memory to another table. To be parked before.
@@ -229,12 +241,12 @@ impl Vring {
         match &mut self.state {
             State::Parked(ring) if !device.memory.regions().is_empty() => {
                 if let Err(error) = ring.rebind(&device.memory) {
-                    self.base = Some(ring.settle());
+                    self.base = Some(Base::Known(ring.settle()));
                     self.state = self.fail(error, rings);
                 }
             }
             State::Parked(ring) => {
-                self.base = Some(ring.settle());
+                self.base = Some(Base::Known(ring.settle()));
                 self.state = State::Stopped;
             }
             // What it missed may be there now.

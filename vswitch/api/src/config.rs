@@ -542,6 +542,9 @@ pub struct VhostUser {
     /// yes.
     #[serde(default = "yes")]
     pub event_idx: bool,
+    /// Offer packed rings (VIRTIO_F_RING_PACKED). Default yes.
+    #[serde(default = "yes")]
+    pub packed: bool,
 }
 
 impl VhostUser {
@@ -559,6 +562,7 @@ impl VhostUser {
             mergeable: true,
             indirect: true,
             event_idx: true,
+            packed: true,
         }
     }
 

@@ -51,6 +51,7 @@ ports:
       mergeable: false
       indirect: false
       event-idx: false
+      packed: false
     vlan: { trunk: [10, 20, "100-199"], native: 1 }
     learning: false
     link: down

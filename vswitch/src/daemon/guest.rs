@@ -405,6 +405,7 @@ impl GuestPort {
             mergeable: self.config.mergeable,
             indirect: self.config.indirect,
             event_idx: self.config.event_idx,
+            packed: self.config.packed,
             checksum: self.config.offload.checksum,
             tso: self.config.offload.tso,
             multiqueue: self.config.queue_pairs > 1,

@@ -1,7 +1,8 @@
-//! The guest's driver: split virtqueues as virtio 1.2 section 2.7 describes them, and the net driver over them.
+//! The guest's driver: virtqueues as virtio 1.2 sections 2.7 and 2.8 describe them, and the net driver over them.
 //!
 //! - [`Split`] is one ring: descriptors, available and used ring, event indices, with private copies of everything the
 //!   driver wrote. It validates what the device gives back ([`DeviceFault`]): the switch under test is the peer.
+//! - [`Packed`] is the same for the other layout, [`Ring`] either of them: queues use nothing else.
 //! - [`TxQueue`] sends frames cut into any [`Shape`]; [`RxQueue`] posts buffers of any shape and merges frames.
 //! - Each has a fast path for load: prefilled slots and [`TxQueue::send_burst`], [`RxQueue::recv_burst`] with views.
 //!
@@ -9,13 +10,12 @@
 //! with in-order completion every descriptor and every available entry keeps its value from lap to lap; the private
 //! copies show that, and the shared one is not written again. Per burst there is one publish and one look at the used
 //! index.
-//!
-//! Packed rings are to come as a second implementation beside [`Split`]; queues use nothing of it but `add_*`,
-//! `publish`, `pop`, `arm` and `disarm`.
 
 mod fill;
 mod notify;
+mod packed;
 mod parts;
+mod ring;
 mod rx;
 mod shape;
 mod split;
@@ -23,7 +23,9 @@ mod tx;
 
 pub(crate) use notify::wait_any;
 pub use notify::{Counters, Notifier, QueueStats};
+pub use packed::{Packed, PackedDesc, Place, event};
 pub use parts::RingParts;
+pub use ring::Ring;
 pub use rx::{RxFrame, RxOptions, RxQueue};
 pub use shape::Shape;
 pub use split::{Piece, Split, Used, passed};
@@ -68,7 +70,7 @@ pub enum DeviceFault {
     /// A buffer came back that was not out.
     #[error("used entry {at} names descriptor {id}, which is not the head of a buffer in flight")]
     UsedId {
-        /// Used index of the entry.
+        /// Used index of the entry; in a packed ring its slot.
         at: u16,
         /// The id.
         id: u32,
@@ -76,7 +78,7 @@ pub enum DeviceFault {
     /// More bytes written than there was room.
     #[error("used entry {at} claims {len} bytes written into {room}")]
     UsedLen {
-        /// Used index of the entry.
+        /// Used index of the entry; in a packed ring its slot.
         at: u16,
         /// Length claimed.
         len: u32,

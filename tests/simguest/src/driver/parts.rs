@@ -1,4 +1,4 @@
-//! Where a split ring lies in guest memory, word by word (virtio 1.2, 2.7.1).
+//! Where a ring lies in guest memory, word by word (virtio 1.2, 2.7.1 and 2.8.10).
 
 use crate::frontend::RingAddresses;
 use crate::memory::{Block, Desc, Memory, MemoryError, View, Window};
@@ -8,13 +8,22 @@ const AVAIL_IDX: usize = 1;
 const AVAIL_RING: usize = 2;
 const USED_FLAGS: usize = 0;
 const USED_IDX: usize = 1;
+/// Bytes of an event suppression structure (virtio 1.2, 2.8.14).
+const EVENT_BYTES: usize = 4;
+
 /// Where a ring lies, with windows to its words. Cloning aliases: a test can break a ring behind its driver's back.
+///
+/// The fields are named after a split ring's parts. A packed ring has its descriptors in `desc`, the driver's event
+/// suppression structure where the available ring would be, the device's in place of the used ring; `desc_words` and
+/// `table_words` are how its descriptors are touched.
 #[derive(Clone, Debug)]
 pub struct RingParts {
-    /// Number of entries, a power of two.
+    /// Number of entries, a power of two in a split ring.
     pub size: u16,
     /// Descriptor table.
     pub desc: View<Desc>,
+    /// The same as words, two for each: the address; length, id and flags (from low to high) of a packed descriptor.
+    pub desc_words: View<u64>,
     /// Guest-physical address of the descriptor table.
     pub desc_guest: u64,
     /// Available ring as words: flags, idx, entries, used_event.
@@ -26,6 +35,8 @@ pub struct RingParts {
     used_bytes: View<u8>,
     /// Indirect tables, `table_len` descriptors for each head.
     pub tables: View<Desc>,
+    /// The same as words, like `desc_words`.
+    pub table_words: View<u64>,
     /// Guest-physical address of the first table.
     pub tables_guest: u64,
     /// Descriptors in each table.
@@ -33,25 +44,44 @@ pub struct RingParts {
 }
 
 impl RingParts {
-    /// Lays a ring of `size` entries out in guest memory; sizes are rounded up to a power of two.
+    /// Lays a split ring of `size` entries out in guest memory; sizes are rounded up to a power of two.
     pub fn new(memory: &Memory, size: u16, table_len: u16) -> Result<Self, MemoryError> {
         let size = size.clamp(1, 1 << 15).next_power_of_two();
         let n = usize::from(size);
+        Self::lay_out(memory, size, table_len, (6 + 2 * n, 6 + 8 * n))
+    }
+
+    /// Lays a packed ring of `size` entries, any number up to 32,768, out in guest memory.
+    pub fn packed(memory: &Memory, size: u16, table_len: u16) -> Result<Self, MemoryError> {
+        let size = size.clamp(1, 1 << 15);
+        Self::lay_out(memory, size, table_len, (EVENT_BYTES, EVENT_BYTES))
+    }
+
+    fn lay_out(
+        memory: &Memory,
+        size: u16,
+        table_len: u16,
+        (avail_bytes, used_bytes): (usize, usize),
+    ) -> Result<Self, MemoryError> {
+        let n = usize::from(size);
         let table_len = table_len.max(1);
+        let in_tables = n * usize::from(table_len);
+        let entries = used_bytes.saturating_sub(6);
         let desc = memory.alloc(n * Desc::SIZE, 4096)?;
-        let avail = memory.alloc(6 + 2 * n, 4096)?;
-        let used_bytes = 6 + 8 * n;
+        let avail = memory.alloc(avail_bytes, 4096)?;
         let used = memory.alloc(used_bytes, 4096)?;
-        let tables = memory.alloc(n * usize::from(table_len) * Desc::SIZE, 4096)?;
+        let tables = memory.alloc(in_tables * Desc::SIZE, 4096)?;
         Ok(Self {
             size,
             desc: typed(&desc, 0, n)?,
+            desc_words: typed(&desc, 0, 2 * n)?,
             desc_guest: desc.guest,
-            avail: typed(&avail, 0, 3 + n)?,
+            avail: typed(&avail, 0, avail_bytes / 2)?,
             used: typed(&used, 0, used_bytes / 2)?,
-            used_elems: typed(&used, 4, 2 * n)?,
-            used_bytes: used.view.slice(4, 8 * n),
-            tables: typed(&tables, 0, n * usize::from(table_len))?,
+            used_elems: typed(&used, 4, entries / 4)?,
+            used_bytes: used.view.slice(4, entries),
+            tables: typed(&tables, 0, in_tables)?,
+            table_words: typed(&tables, 0, 2 * in_tables)?,
             tables_guest: tables.guest,
             table_len,
         })

@@ -9,8 +9,8 @@ use crate::memory::{Memory, MemoryError, Window};
 
 use super::fill::Arena;
 use super::notify::{Counters, Notifier, count};
-use super::parts::RingParts;
-use super::split::{Piece, Split, Used};
+use super::ring::Ring;
+use super::split::{Piece, Used};
 use super::{DeviceFault, Mode, Shape};
 
 /// How a receive queue is set up.
@@ -70,7 +70,7 @@ impl RxOptions {
 /// A receive queue; owned by one thread at a time.
 #[derive(Debug)]
 pub struct RxQueue {
-    ring: Split,
+    ring: Ring,
     arena: Arena,
     notifier: Notifier,
     counters: Arc<Counters>,
@@ -98,14 +98,14 @@ impl RxQueue {
         features: u64,
         options: &RxOptions,
     ) -> Result<Self, MemoryError> {
-        let parts = RingParts::new(memory, options.size, options.table_len)?;
+        let ring = Ring::new(memory, options.size, options.table_len, features)?;
         let buffer = options.buffer_len(features);
         let mut cut = Vec::new();
         let need = options.shape.cut(0, buffer, &mut cut);
-        let arena = Arena::new(memory, parts.size, need, 0, 0)?;
+        let arena = Arena::new(memory, ring.size(), need, 0, 0)?;
         let mut queue = Self {
-            posted: options.posted.unwrap_or(parts.size),
-            ring: Split::new(parts, features & virtio::EVENT_IDX != 0),
+            posted: options.posted.unwrap_or(ring.size()),
+            ring,
             arena,
             notifier,
             counters: Arc::default(),
@@ -134,11 +134,11 @@ impl RxQueue {
     }
 
     /// The ring under it.
-    pub fn ring(&self) -> &Split {
+    pub fn ring(&self) -> &Ring {
         &self.ring
     }
     /// The ring under it, to drive it by hand.
-    pub fn ring_mut(&mut self) -> &mut Split {
+    pub fn ring_mut(&mut self) -> &mut Ring {
         &mut self.ring
     }
     /// Its event descriptors.
@@ -233,7 +233,7 @@ impl RxQueue {
         let mut tally = Taken::default();
         // The shared index is looked at once per burst, not once per frame: only when nothing is known to be there.
         let mut pending = self.ring.pending(1)?;
-        let mut simple = self.cut.len() == 1 && self.ring.in_lockstep();
+        let mut simple = self.cut.len() == 1 && self.ring.is_plain();
         while tally.frames < max && pending > 0 {
             let want = pending.min(max - tally.frames);
             let run = if simple {
@@ -262,8 +262,8 @@ impl RxQueue {
         Ok(tally.frames)
     }
 
-    /// The usual case: frames in one buffer of one piece each, on a ring in lockstep. Stops at the first other one;
-    /// anything worth a second look is looked at where there is time.
+    /// The usual case: frames in one buffer of one piece each, on a plain ring. Stops at the first other one; anything
+    /// worth a second look is looked at where there is time.
     #[inline(always)]
     fn take_run(
         &mut self,
@@ -271,23 +271,19 @@ impl RxQueue {
         tally: &mut Taken,
         each: &mut impl FnMut(&RxFrame<'_>),
     ) -> u16 {
-        let entries = self.ring.parts().used_window();
         let slots = self.arena.slots().window();
         let (stride, header_len) = (self.arena.stride() as usize, self.header_len);
-        for ahead in 0..count.min(LOOK_AHEAD) {
-            let at = usize::from(self.ring.likely(ahead)) * stride;
+        let fetch = |head: u16| {
+            let at = usize::from(head) * stride;
             slots.prefetch(at);
             slots.prefetch(at + 64);
-        }
-        let mut run = 0;
-        while run < count {
-            let Some(used) = self.ring.expected_in(entries, run, self.buffer) else {
-                break;
-            };
+        };
+        let mut bytes = 0;
+        let take = |used: Used| {
             let start = usize::from(used.id) * stride;
             let header = RawHeader::load(slots, start, header_len);
             if used.len < header_len || header.is_special() {
-                break;
+                return false;
             }
             let len = used.len - header_len;
             let first = (start + header_len as usize, len);
@@ -298,10 +294,13 @@ impl RxQueue {
                 rest: &[],
                 len,
             });
-            tally.bytes += u64::from(len);
-            run += 1;
-        }
-        self.ring.advance(run);
+            bytes += u64::from(len);
+            true
+        };
+        let run = self
+            .ring
+            .take_run((count, LOOK_AHEAD), self.buffer, fetch, take);
+        tally.bytes += bytes;
         tally.frames += run;
         tally.buffers += u64::from(run);
         run

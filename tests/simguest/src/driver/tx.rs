@@ -9,8 +9,8 @@ use crate::memory::{Memory, MemoryError, View, Window};
 
 use super::fill::{Arena, scatter};
 use super::notify::{Counters, Notifier, count};
-use super::parts::RingParts;
-use super::split::{Piece, Split};
+use super::ring::Ring;
+use super::split::Piece;
 use super::{DeviceFault, Mode, Shape};
 
 /// How a transmit queue is set up.
@@ -71,7 +71,7 @@ pub enum TxError {
 /// A transmit queue; owned by one thread at a time.
 #[derive(Debug)]
 pub struct TxQueue {
-    ring: Split,
+    ring: Ring,
     arena: Arena,
     notifier: Notifier,
     counters: Arc<Counters>,
@@ -90,10 +90,10 @@ impl TxQueue {
         features: u64,
         options: &TxOptions,
     ) -> Result<Self, MemoryError> {
-        let parts = RingParts::new(memory, options.size, options.table_len)?;
-        let arena = Arena::new(memory, parts.size, options.buffer, options.large, LARGE)?;
+        let ring = Ring::new(memory, options.size, options.table_len, features)?;
+        let arena = Arena::new(memory, ring.size(), options.buffer, options.large, LARGE)?;
         let mut queue = Self {
-            ring: Split::new(parts, features & virtio::EVENT_IDX != 0),
+            ring,
             arena,
             notifier,
             counters: Arc::default(),
@@ -116,11 +116,11 @@ impl TxQueue {
     }
 
     /// The ring under it.
-    pub fn ring(&self) -> &Split {
+    pub fn ring(&self) -> &Ring {
         &self.ring
     }
     /// The ring under it, to drive it by hand.
-    pub fn ring_mut(&mut self) -> &mut Split {
+    pub fn ring_mut(&mut self) -> &mut Ring {
         &mut self.ring
     }
     /// Its event descriptors.

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -365,6 +365,28 @@ impl View<u16> {
     /// Publishes with release ordering.
     #[inline(always)]
     pub fn store_release(&self, index: usize, value: u16) {
+        self.atomic(index).store(value, Ordering::Release);
+    }
+}
+
+impl View<u64> {
+    #[inline(always)]
+    fn atomic(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.len, "view index out of bounds");
+        // SAFETY: as for 16 bits: in bounds, aligned (checked by `new` and `cast`), mapped for the life of &self, and
+        // all other accesses of ours are volatile.
+        unsafe { AtomicU64::from_ptr(self.base.add(index).as_ptr()) }
+    }
+
+    /// Reads with acquire ordering: what the other side wrote before this word is visible afterwards.
+    #[inline(always)]
+    pub fn load_acquire(&self, index: usize) -> u64 {
+        self.atomic(index).load(Ordering::Acquire)
+    }
+
+    /// Publishes with release ordering.
+    #[inline(always)]
+    pub fn store_release(&self, index: usize, value: u64) {
         self.atomic(index).store(value, Ordering::Release);
     }
 }

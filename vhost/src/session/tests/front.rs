@@ -15,7 +15,7 @@ use vhost::vhost_user::message::FrontendReq as R;
 
 use crate::features::{self, mask};
 use crate::memory::RegionSpec;
-use crate::ring::{QueuePair, RxRing, TxRing, TxScratch};
+use crate::ring::{QueuePair, RingAddresses, RxRing, TxRing, TxScratch};
 use crate::session::{Rings, SessionConfig, SessionEnd, SessionEvent, serve};
 use crate::testing::{Guest, Queue, USER, event};
 
@@ -321,7 +321,8 @@ pub(super) fn hello(front: &mut Front) {
     assert_eq!(front.get(R::GET_QUEUE_NUM), front.calls.len() as u64 / 2);
     front.get(R::GET_MAX_MEM_SLOTS);
     front.send(R::SET_OWNER, &[], &[]);
-    front.features = front.get(R::GET_FEATURES);
+    // A VMM leaves packed rings out unless it is told otherwise.
+    front.features = front.get(R::GET_FEATURES) & !mask(features::RING_PACKED);
 }
 
 pub(super) fn message(code: u32, flags: u32, body: &[u8]) -> Vec<u8> {
@@ -338,7 +339,10 @@ pub(super) fn state(queue: u32, value: u32) -> Vec<u8> {
 }
 
 pub(super) fn addresses(queue: u32, at: &Queue) -> Vec<u8> {
-    let places = at.addresses();
+    places(queue, at.addresses())
+}
+
+pub(super) fn places(queue: u32, places: RingAddresses) -> Vec<u8> {
     let mut bytes = state(queue, 0);
     for addr in [places.descriptors.0, places.used.0, places.available.0, 0] {
         bytes.extend(addr.to_ne_bytes());

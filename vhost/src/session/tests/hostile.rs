@@ -158,7 +158,7 @@ fn values_out_of_range_are_refused() {
     hello(&mut front);
     assert_eq!(front.ask(R::SET_VRING_BASE, &state(0, 65_536), &[]), 1);
     assert_eq!(front.ask(R::SET_VRING_ENABLE, &state(0, 2), &[]), 1);
-    let unoffered = front.features | mask(features::VERSION_1 + 2);
+    let unoffered = front.features | mask(features::VERSION_1 + 1);
     assert_eq!(front.ask(R::SET_FEATURES, &unoffered.to_ne_bytes(), &[]), 1);
     assert_eq!(
         front.ask(R::SET_PROTOCOL_FEATURES, &u64::MAX.to_ne_bytes(), &[]),
