@@ -24,6 +24,12 @@ unsafe impl Send for Span {}
 unsafe impl Sync for Span {}
 
 impl Span {
+    /// No bytes.
+    pub(crate) const EMPTY: Self = Self {
+        ptr: NonNull::dangling(),
+        len: 0,
+    };
+
     /// # Safety
     ///
     /// `len` bytes from `ptr` are mapped, readable and writable, for as long as the span is used.
@@ -42,19 +48,21 @@ impl Span {
         self.ptr.as_ptr()
     }
 
-    /// Asks the cache for the first `lines` lines, to be read.
+    /// Asks the cache for the lines that header and head are in, to be read.
     #[inline]
-    pub(crate) fn prefetch_read(self, lines: usize) {
-        for line in 0..lines.min(self.len.div_ceil(LINE)) {
-            prefetch_read(self.ptr.as_ptr().wrapping_add(line * LINE));
+    pub(crate) fn prefetch_read(self) {
+        prefetch_read(self.ptr.as_ptr());
+        if self.len > LINE {
+            prefetch_read(self.ptr.as_ptr().wrapping_add(LINE));
         }
     }
 
-    /// Asks the cache for the first `lines` lines, to be written.
+    /// Asks the cache for the lines that header and head go to, to be written.
     #[inline]
-    pub(crate) fn prefetch_write(self, lines: usize) {
-        for line in 0..lines.min(self.len.div_ceil(LINE)) {
-            prefetch_write(self.ptr.as_ptr().wrapping_add(line * LINE));
+    pub(crate) fn prefetch_write(self) {
+        prefetch_write(self.ptr.as_ptr());
+        if self.len > LINE {
+            prefetch_write(self.ptr.as_ptr().wrapping_add(LINE));
         }
     }
 

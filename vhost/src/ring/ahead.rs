@@ -4,12 +4,14 @@
 //! the memory has answered when their turn comes. They stay on offer all the while: nothing is given back from here, and
 //! to forget them costs no more than resolving them again.
 
-use std::ptr::NonNull;
-
 use crate::memory::Span;
 
 /// Chains kept at most: those of the burst at hand and of the next.
 pub(super) const DEPTH: usize = 64;
+
+/// Chains resolved at a time. A processor has room for some tens of lines on their way and may forget what is asked for
+/// beyond that, so asking goes in small steps between which earlier frames are dealt with.
+pub(super) const STEP: usize = 4;
 
 /// A chain of one descriptor, resolved.
 #[derive(Clone, Copy)]
@@ -28,10 +30,12 @@ pub(super) struct Ahead {
 
 impl Ahead {
     pub(super) fn new() -> Self {
-        // SAFETY: an empty range; nothing is ever accessed in it.
-        let span = unsafe { Span::new(NonNull::dangling(), 0) };
+        let none = Ready {
+            span: Span::EMPTY,
+            id: 0,
+        };
         Self {
-            slots: Box::new([Ready { span, id: 0 }; DEPTH]),
+            slots: Box::new([none; DEPTH]),
             first: 0,
             len: 0,
         }
@@ -48,15 +52,20 @@ impl Ahead {
         (ahead < self.len).then(|| self.slots[(self.first + ahead) % DEPTH])
     }
 
-    /// False if there is no room.
-    #[inline]
-    pub(super) fn push(&mut self, ready: Ready) -> bool {
-        let room = self.len < DEPTH;
+    /// Writes the one `ahead` of the first; false if there is no room. It counts after [`set_len`](Self::set_len).
+    #[inline(always)]
+    pub(super) fn push_at(&mut self, ahead: usize, ready: Ready) -> bool {
+        let room = ahead < DEPTH;
         if room {
-            self.slots[(self.first + self.len) % DEPTH] = ready;
-            self.len += 1;
+            self.slots[(self.first + ahead) % DEPTH] = ready;
         }
         room
+    }
+
+    /// So many are there now.
+    #[inline]
+    pub(super) fn set_len(&mut self, len: usize) {
+        self.len = len.min(DEPTH);
     }
 
     /// Takes the first `count` away, or all.

@@ -207,28 +207,34 @@ impl<L: Layout> Core<L> {
     /// Resolves chains until `wanted` are ready, as far as they are of the simple kind; calls `each` for every new one.
     #[inline]
     pub(super) fn look_ahead(&mut self, wanted: usize, mut each: impl FnMut(&Ready)) {
-        let mut at = self.ring.advance(self.next, self.ahead.len() as u16);
-        while self.ahead.len() < wanted && self.ring.sees(at) {
+        let (mut at, mut len) = (self.next, self.ahead.len());
+        at = self.ring.advance(at, len as u16);
+        // A copy of its own, or every store to the list might have changed it.
+        let mut window = self.window;
+        let mut walk = Walk {
+            memory: &self.memory,
+            window: &mut window,
+            direction: self.direction,
+            indirect: self.indirect,
+            walked: 0,
+        };
+        while len < wanted && self.ring.sees(at) {
             let Some((id, buffer)) = self.ring.single(at) else {
-                return;
-            };
-            let mut walk = Walk {
-                memory: &self.memory,
-                window: &mut self.window,
-                direction: self.direction,
-                indirect: self.indirect,
-                walked: 0,
+                break;
             };
             let Some(span) = walk.simple(buffer) else {
-                return;
+                break;
             };
             let ready = Ready { span, id };
             each(&ready);
-            if !self.ahead.push(ready) {
-                return;
+            if !self.ahead.push_at(len, ready) {
+                break;
             }
+            len += 1;
             at = self.ring.advance(at, 1);
         }
+        self.window = window;
+        self.ahead.set_len(len);
     }
 
     /// Walks the chain on offer at `at`; `walked` counts descriptors.

@@ -53,7 +53,7 @@ mod tx;
 
 use std::fmt;
 
-pub use self::queue::{RxBurst, RxRing, TxRing};
+pub use self::queue::{Delivery, RxBurst, RxRing, Sink, TxRing};
 pub use self::rx::{MAX_CHAINS, RxError, RxFeatures};
 pub use self::split::PartError;
 pub use self::tx::{PLAIN_HEAD_LEN, TxBurst, TxFrame, TxScratch};

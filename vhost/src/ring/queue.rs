@@ -35,6 +35,37 @@ enum Rx {
     Packed(Receive<PackedRing>),
 }
 
+/// Where frames are delivered, in a burst: what [`RxBurst`] can, with the layout known.
+pub trait Sink {
+    /// See [`RxBurst::put_plain`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn put_plain(&mut self, head: &[u8], tail: Pieces<'_>) -> Result<(), RxError>;
+
+    /// See [`RxBurst::put`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn put(
+        &mut self,
+        header: &VirtioNetHdr,
+        parts: &[&[u8]],
+        tail: Pieces<'_>,
+    ) -> Result<(), RxError>;
+
+    /// See [`RxBurst::is_full`].
+    fn is_full(&mut self) -> bool;
+}
+
+/// A burst to be delivered: a closure that is compiled for each layout by itself.
+pub trait Delivery {
+    /// Puts the frames.
+    fn run<S: Sink>(self, sink: &mut S);
+}
+
 /// Frames delivered together.
 pub struct RxBurst<'r>(Burst<'r>);
 
@@ -169,6 +200,22 @@ impl RxRing {
         Ok(RxBurst(burst))
     }
 
+    /// Delivers a burst of about `expected` frames and shows the guest all of it. What [`begin`](Self::begin) and
+    /// [`finish`](RxBurst::finish) do, with the layout settled for the burst rather than for each frame.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin`](Self::begin); nothing was delivered.
+    #[inline]
+    pub fn fill(&mut self, expected: usize, delivery: impl Delivery) -> Result<(), RingError> {
+        each!(Rx, &mut self.0, ring => {
+            let mut sink = ring.begin(expected)?;
+            delivery.run(&mut sink);
+            sink.finish();
+        });
+        Ok(())
+    }
+
     /// Calls the guest if it wants to hear of what was delivered; true if it was called.
     ///
     /// # Errors
@@ -193,7 +240,7 @@ impl RxBurst<'_> {
     /// # Errors
     ///
     /// Why it was not delivered. The burst goes on.
-    #[inline(always)]
+    #[inline]
     pub fn put(
         &mut self,
         header: &VirtioNetHdr,
@@ -201,6 +248,17 @@ impl RxBurst<'_> {
         tail: Pieces<'_>,
     ) -> Result<(), RxError> {
         each!(Burst, &mut self.0, burst => burst.put(header, parts, tail))
+    }
+
+    /// Delivers a frame as it came, with a header that says nothing: `head`, at most [`HEAD_LEN`](super::HEAD_LEN) bytes
+    /// or it goes a longer way, then `tail`. What [`put`](Self::put) does, for the frames that most are.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    #[inline(always)]
+    pub fn put_plain(&mut self, head: &[u8], tail: Pieces<'_>) -> Result<(), RxError> {
+        each!(Burst, &mut self.0, burst => burst.put_plain(head, tail))
     }
 
     /// Whether the guest has no buffer left: then nothing fits, however small, and preparing a frame is in vain.

@@ -6,22 +6,20 @@
 
 use vswitch_packet::VirtioNetHdr;
 
-use super::ahead::Ready;
+use super::ahead::{Ready, STEP};
 use super::chain::{Direction, Spans};
 use super::core::{Core, Setup};
 use super::layout::Layout;
-use super::{ChainError, MAX_BURST, MAX_CHAIN, RingError};
+use super::queue::Sink;
+use super::{ChainError, HEAD_LEN, MAX_BURST, MAX_CHAIN, RingError};
 use crate::features;
-use crate::memory::{Piece, Pieces, Span};
+use crate::memory::{Piece, Pieces, Span, copy_short};
 
 /// Receive chains that one frame may be merged from. It also ends with the chain that makes it [`MAX_CHAIN`] descriptors.
 pub const MAX_CHAINS: usize = 256;
 
 /// Pieces that the chains of one frame may have together.
 const MAX_PIECES: usize = 4_096;
-
-/// Lines of a buffer asked for ahead: header and head.
-const HEAD_LINES: usize = 2;
 
 /// What the guest at the other end of a receive queue can take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -100,11 +98,11 @@ impl<L: Layout> Receive<L> {
     pub(super) fn begin(&mut self, expected: usize) -> Result<Filling<'_, L>, RingError> {
         let core = &mut self.core;
         core.check()?;
-        let expected = expected.clamp(1, MAX_BURST);
+        let expected = expected.clamp(1, MAX_BURST) + MAX_BURST;
         if core.ahead.len() < expected {
             core.look(expected)?;
-            core.look_ahead(expected, fetch);
         }
+        core.look_ahead(STEP, fetch);
         Ok(Filling {
             ring: self,
             taken: 0,
@@ -195,7 +193,7 @@ impl<L: Layout> Receive<L> {
 
 #[inline]
 fn fetch(ready: &Ready) {
-    ready.span.prefetch_write(HEAD_LINES);
+    ready.span.prefetch_write();
 }
 
 impl<L> std::fmt::Debug for Receive<L> {
@@ -216,10 +214,10 @@ pub(super) struct Filling<'r, L> {
     looked: bool,
 }
 
-impl<L: Layout> Filling<'_, L> {
+impl<L: Layout> Sink for Filling<'_, L> {
     /// See [`RxBurst::put`](super::RxBurst::put).
-    #[inline(always)]
-    pub(super) fn put(
+    #[inline(never)]
+    fn put(
         &mut self,
         header: &VirtioNetHdr,
         parts: &[&[u8]],
@@ -246,16 +244,49 @@ impl<L: Layout> Filling<'_, L> {
         }
     }
 
-    /// Lets the ring know how far it is.
-    #[inline]
-    fn pass(&mut self) {
-        self.ring.core.pass_ahead(self.taken);
-        self.taken = 0;
+    /// See [`RxBurst::put_plain`](super::RxBurst::put_plain).
+    #[inline(always)]
+    fn put_plain(&mut self, head: &[u8], tail: Pieces<'_>) -> Result<(), RxError> {
+        let core = &mut self.ring.core;
+        if self.taken.is_multiple_of(STEP) {
+            core.look_ahead(self.taken + MAX_BURST, fetch);
+        }
+        let header_len = core.header_len;
+        let needed = header_len + head.len() + tail.len();
+        match core.ahead.get(self.taken) {
+            Some(Ready { span, id }) if span.len() >= needed && head.len() <= HEAD_LEN => {
+                let to = span.as_ptr();
+                // SAFETY: the span was resolved in the memory that the ring holds and has room for all of it.
+                unsafe {
+                    to.cast::<u64>().write_unaligned(0);
+                    if header_len == VirtioNetHdr::LEN {
+                        // num_buffers is 1.
+                        to.add(8)
+                            .cast::<u32>()
+                            .write_unaligned((1u32 << 16).to_le());
+                    } else {
+                        to.add(8).cast::<u16>().write_unaligned(0);
+                    }
+                    copy_short(head.as_ptr(), to.add(header_len), head.len());
+                }
+                if !tail.is_empty() {
+                    append(span.skip(header_len + head.len()), tail);
+                }
+                core.give_back_ahead(self.taken, id, needed as u32);
+                self.taken += 1;
+                Ok(())
+            }
+            _ => {
+                self.pass();
+                let header = VirtioNetHdr::default();
+                put_merged(self.ring, &header, &[head], tail, needed, &mut self.looked)
+            }
+        }
     }
 
     /// See [`RxBurst::is_full`](super::RxBurst::is_full).
     #[inline]
-    pub(super) fn is_full(&mut self) -> bool {
+    fn is_full(&mut self) -> bool {
         self.pass();
         let core = &mut self.ring.core;
         if core.ahead.len() > 0 || core.ring.sees(core.next) {
@@ -268,6 +299,15 @@ impl<L: Layout> Filling<'_, L> {
         }
         !core.ring.sees(core.next)
     }
+}
+
+impl<L: Layout> Filling<'_, L> {
+    /// Lets the ring know how far it is.
+    #[inline]
+    fn pass(&mut self) {
+        self.ring.core.pass_ahead(self.taken);
+        self.taken = 0;
+    }
 
     /// See [`RxBurst::finish`](super::RxBurst::finish).
     #[inline]
@@ -276,7 +316,6 @@ impl<L: Layout> Filling<'_, L> {
         let core = &mut self.ring.core;
         let count = core.publish();
         core.ring.prefetch_used(core.next, MAX_BURST as u16);
-        core.look_ahead(MAX_BURST, fetch);
         count
     }
 }
@@ -317,6 +356,15 @@ fn put_merged<L: Layout>(
         ring.core.give_back(chain.id, chain.entries, used as u32);
     }
     Ok(())
+}
+
+/// Writes a tail into the rest of a buffer, as far as there is room, which there is.
+#[inline(never)]
+fn append(mut to: Span, tail: Pieces<'_>) {
+    for piece in tail.iter() {
+        // SAFETY: the span was resolved in the memory that the ring holds; a piece is mapped for its lifetime.
+        to = to.skip(unsafe { to.copy_from(piece) });
+    }
 }
 
 #[inline(always)]

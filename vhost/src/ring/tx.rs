@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use arrayvec::ArrayVec;
 use vswitch_packet::VirtioNetHdr;
 
-use super::ahead::Ready;
+use super::ahead::{Ready, STEP};
 use super::chain::{Direction, Spans};
 use super::core::{Core, Setup};
 use super::layout::Layout;
@@ -18,9 +18,6 @@ use crate::memory::{Piece, Pieces, Span, copy_short};
 
 /// Pieces that all frames of a burst may have together, and so also one alone.
 const MAX_PIECES: usize = 4_096;
-
-/// Lines of a buffer asked for ahead: header and head.
-const HEAD_LINES: usize = 2;
 
 /// So much of a head is enough if the frame asks for no offload: Ethernet, tags, the longest IPv4 header or IPv6 with an
 /// extension, and ports.
@@ -38,11 +35,11 @@ pub struct TxScratch {
 /// Header and head of a frame. What is read of either soon was written by as few, wide, aligned stores as can be: a load
 /// that needs parts of two stores waits until both have reached the cache, and all older ones before them.
 #[derive(Clone, Copy)]
-#[repr(C, align(16))]
+#[repr(C, align(64))]
 struct Snapshot {
+    head: [u8; HEAD_LEN],
     /// 12 bytes, or 10 and two of zero.
     header: [u8; VirtioNetHdr::LEN],
-    head: [u8; HEAD_LEN],
 }
 
 impl Snapshot {
@@ -52,16 +49,29 @@ impl Snapshot {
     };
 }
 
-/// A taken frame: which pieces, and how much of it is in the snapshot.
+/// A taken frame: where its tail is, and how much of it is in the snapshot.
 #[derive(Clone, Copy)]
 struct Frame {
-    /// Of the chain at first, header included; of the frame once its head is out.
+    /// If the chain was one piece: what is behind the head.
+    tail: Span,
+    /// Bytes of the frame.
     len: u32,
-    /// Its spans, at most [`MAX_PIECES`].
+    head_len: u16,
+    /// Its spans in the list, at most [`MAX_PIECES`], if the chain was of any other kind.
     first: u16,
     end: u16,
-    head_len: u16,
-    error: Option<ChainError>,
+    state: State,
+}
+
+/// What became of its chain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// One piece.
+    Simple,
+    /// A run of the list of spans.
+    Gathered,
+    /// Malformed.
+    Bad(ChainError),
 }
 
 impl TxScratch {
@@ -83,58 +93,91 @@ impl TxScratch {
         self.header_len = header_len;
     }
 
-    /// Adds a chain whose spans are those from `first` on.
-    #[inline]
-    fn push(&mut self, first: usize, bytes: Result<usize, ChainError>) {
-        let (len, error) = match bytes {
-            Ok(len) => (len as u32, None),
-            Err(error) => (0, Some(error)),
+    /// Adds a chain of one piece: copies header and head out, and leaves the tail.
+    ///
+    /// # Safety
+    ///
+    /// The span is mapped.
+    #[inline(always)]
+    unsafe fn take_simple(&mut self, span: Span) {
+        let (at, header_len) = (self.frames.len(), self.header_len);
+        let Some(snapshot) = self.snapshots.get_mut(at) else {
+            return;
         };
+        let mut frame = Frame::new(span, State::Simple);
+        match frame_len(span.len(), header_len) {
+            Ok(len) => {
+                frame.len = len as u32;
+                // SAFETY: by the caller's word; the length is the span's.
+                frame.head_len =
+                    unsafe { snapshot.take_simple(&mut frame.tail, header_len, len) } as u16;
+            }
+            Err(error) => frame.state = State::Bad(error),
+        }
+        self.frames.push(frame);
+    }
+
+    /// Adds a chain of any kind, whose spans are those from `first` on.
+    fn push(&mut self, first: usize, bytes: Result<usize, ChainError>) {
+        let state = bytes.map_or_else(State::Bad, |_| State::Gathered);
         self.frames.push(Frame {
-            len,
+            len: bytes.unwrap_or(0) as u32,
             first: first as u16,
             end: self.spans.len() as u16,
-            head_len: 0,
-            error,
+            ..Frame::new(Span::EMPTY, state)
         });
     }
 
-    /// Copies header and head of every frame out, and leaves its tail in its pieces.
+    /// Copies header and head out of the frames that [`push`](Self::push) added, from number `from` on.
     ///
     /// # Safety
     ///
     /// The frames' spans are mapped.
-    #[inline]
-    unsafe fn snapshot_all(&mut self) {
+    unsafe fn gather(&mut self, from: usize) {
         let header_len = self.header_len;
         let spans = self.spans.as_mut_slice();
-        for (frame, snapshot) in self.frames.iter_mut().zip(self.snapshots.iter_mut()) {
-            if frame.error.is_some() {
+        let frames = self.frames.iter_mut().zip(self.snapshots.iter_mut());
+        for (frame, snapshot) in frames.skip(from) {
+            if frame.state != State::Gathered {
                 continue;
             }
-            let len = match (frame.len as usize).checked_sub(header_len) {
-                None => Err(ChainError::Short),
-                Some(0) => Err(ChainError::Empty),
-                Some(len) if len > MAX_FRAME => Err(ChainError::TooLong),
-                Some(len) => Ok(len),
-            };
-            let (len, pieces) = match len {
-                Ok(len) => (len, usize::from(frame.first)..usize::from(frame.end)),
-                Err(error) => {
-                    frame.error = Some(error);
-                    continue;
+            match frame_len(frame.len as usize, header_len) {
+                Ok(len) => {
+                    frame.len = len as u32;
+                    let chain = &mut spans[usize::from(frame.first)..usize::from(frame.end)];
+                    // SAFETY: mapped, by the caller's word.
+                    frame.head_len =
+                        unsafe { snapshot.take_gathered(chain, header_len, len, &mut frame.first) }
+                            as u16;
                 }
-            };
-            frame.len = len as u32;
-            let chain = &mut spans[pieces];
-            // SAFETY: mapped, by the caller's word.
-            frame.head_len = unsafe {
-                match chain {
-                    [only] => snapshot.take_simple(only, header_len, len),
-                    _ => snapshot.take_gathered(chain, header_len, len, &mut frame.first),
-                }
-            } as u16;
+                Err(error) => frame.state = State::Bad(error),
+            }
         }
+    }
+}
+
+impl Frame {
+    #[inline(always)]
+    fn new(tail: Span, state: State) -> Self {
+        Self {
+            tail,
+            len: 0,
+            head_len: 0,
+            first: 0,
+            end: 0,
+            state,
+        }
+    }
+}
+
+/// What is behind the header in a chain of so many bytes.
+#[inline(always)]
+fn frame_len(bytes: usize, header_len: usize) -> Result<usize, ChainError> {
+    match bytes.checked_sub(header_len) {
+        None => Err(ChainError::Short),
+        Some(0) => Err(ChainError::Empty),
+        Some(len) if len > MAX_FRAME => Err(ChainError::TooLong),
+        Some(len) => Ok(len),
     }
 }
 
@@ -286,10 +329,13 @@ impl<'r> TxBurst<'r> {
         else {
             return Err(ChainError::Empty);
         };
-        if let Some(error) = frame.error {
-            return Err(error);
-        }
-        let spans = &scratch.spans.as_slice()[usize::from(frame.first)..usize::from(frame.end)];
+        let spans: &'r [Span] = match frame.state {
+            State::Simple => std::slice::from_ref(&frame.tail),
+            State::Gathered => {
+                &scratch.spans.as_slice()[usize::from(frame.first)..usize::from(frame.end)]
+            }
+            State::Bad(error) => return Err(error),
+        };
         // SAFETY: the spans were resolved in the ring's memory, which the ring holds while the burst borrows it.
         let pieces: &'r [Piece<'r>] = unsafe { Piece::from_spans(spans) };
         let head_len = usize::from(frame.head_len);
@@ -325,7 +371,7 @@ impl<L: Layout> Transmit<L> {
     }
 
     /// See [`TxRing::take`](super::TxRing::take).
-    #[inline]
+    #[inline(never)]
     pub(super) fn take<'r>(
         &'r mut self,
         scratch: &'r mut TxScratch,
@@ -337,39 +383,53 @@ impl<L: Layout> Transmit<L> {
         scratch.clear(core.header_len);
 
         let max = max.min(MAX_BURST);
-        if core.ahead.len() < max {
-            core.look(max)?;
-            core.look_ahead(max, fetch);
+        if core.ahead.len() < 2 * max {
+            core.look(2 * max)?;
         }
-        let ready = core.ahead.len().min(max);
-        for ahead in 0..ready {
+        let mut ready = 0;
+        for ahead in 0..max {
+            if ahead.is_multiple_of(STEP) {
+                core.look_ahead(ahead + MAX_BURST, fetch);
+                ready = core.ahead.len().min(max);
+            }
+            if ahead == ready {
+                break;
+            }
             if let Some(Ready { span, id }) = core.ahead.get(ahead) {
-                // There is room: this is the first of the burst, which is shorter than the list.
-                scratch.spans.push(span);
-                scratch.push(ahead, Ok(span.len()));
+                // SAFETY: resolved in the memory that the ring holds.
+                unsafe { scratch.take_simple(span) };
                 core.give_back_ahead(ahead, id, 0);
             }
         }
         core.pass_ahead(ready);
-        let mut walked = 0;
-        while scratch.frames.len() < max
-            && walked < usize::from(MAX_CHAIN)
-            && core.ahead.len() == 0
-            && core.ring.sees(core.next)
-        {
-            if let Walked::Later = self::walk(core, scratch, &mut walked)? {
-                break;
-            }
+        if ready < max && core.ring.sees(core.next) {
+            take_chains(core, scratch, max)?;
+            // SAFETY: as above.
+            unsafe { scratch.gather(ready) };
         }
-        // SAFETY: the spans were resolved in the memory that the ring holds.
-        unsafe { scratch.snapshot_all() };
         core.ring.prefetch_used(core.next, MAX_BURST as u16);
-        core.look_ahead(MAX_BURST, fetch);
         Ok(TxBurst {
             scratch,
             _ring: PhantomData,
         })
     }
+}
+
+/// Takes chains of any kind until the burst has `max`, or has loaded enough descriptors.
+#[inline(never)]
+fn take_chains<L: Layout>(
+    core: &mut Core<L>,
+    scratch: &mut TxScratch,
+    max: usize,
+) -> Result<(), RingError> {
+    let mut walked = 0;
+    while scratch.frames.len() < max && walked < usize::from(MAX_CHAIN) && core.ring.sees(core.next)
+    {
+        if let Walked::Later = self::walk(core, scratch, &mut walked)? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Takes a chain of any kind.
@@ -389,7 +449,7 @@ fn walk<L: Layout>(
     match chain.bytes {
         Ok(_) => {
             for span in scratch.spans.as_slice()[first..].iter().take(2) {
-                span.prefetch_read(1);
+                span.prefetch_read();
             }
         }
         Err(error) => {
@@ -407,7 +467,7 @@ fn walk<L: Layout>(
 
 #[inline]
 fn fetch(ready: &Ready) {
-    ready.span.prefetch_read(HEAD_LINES);
+    ready.span.prefetch_read();
 }
 
 impl<L> std::fmt::Debug for Transmit<L> {

@@ -1,10 +1,10 @@
 //! What becomes of a frame, decided on the worker's copy of its head.
 
-use vswitch_packet::MacAddr;
+use vswitch_packet::{HeadEdit, MacAddr};
 
 use super::counters::InputDrop;
 use super::fdb::CoarseSecond;
-use super::snapshot::{Bridge, Port, Snapshot};
+use super::snapshot::{Bridge, OutputIndex, Port, Snapshot};
 use super::{PortIndex, PortRef, Vid};
 
 const TPID_VLAN: u16 = 0x8100;
@@ -82,14 +82,24 @@ pub struct Verdict {
     pub longest: u32,
 }
 
-/// What was decided about the frame before: the next of the same flow needs no other look at the tables.
+/// Where the frame before went: the next of the same flow needs no other look at the tables.
 ///
 /// Good for one burst, in which nothing that was asked can change. What it goes by are the bytes that [`decide`] looks at.
 pub struct Memo {
     first: u64,
     second: u64,
     inner: u32,
-    verdict: Verdict,
+    longest: u32,
+    route: Route,
+}
+
+/// The one output that all frames of a verdict leave by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Which it is.
+    pub output: OutputIndex,
+    /// How heads change on the way.
+    pub edit: HeadEdit,
 }
 
 impl Default for Memo {
@@ -98,12 +108,10 @@ impl Default for Memo {
             first: 0,
             second: 0,
             inner: Self::NONE,
-            verdict: Verdict {
-                to: Destination::Flood,
-                vid: Vid(0),
-                tci: None,
-                learn: false,
-                longest: 0,
+            longest: 0,
+            route: Route {
+                output: OutputIndex(0),
+                edit: HeadEdit::None,
             },
         }
     }
@@ -113,23 +121,25 @@ impl Memo {
     /// No head has this behind its tag.
     const NONE: u32 = u32::MAX;
 
-    /// The verdict, if this head has the same addresses and tags as the one it was about.
+    /// The longest frame allowed, and the route, if this head has the same addresses and tags as the one they are of.
     #[inline(always)]
-    pub fn recall(&self, head: &[u8]) -> Option<&Verdict> {
+    pub fn recall(&self, head: &[u8]) -> Option<(u32, Route)> {
         let (first, second, inner) = Self::key(head)?;
         // Word by word: a comparison of structs would go through memory.
         let same = first == self.first && second == self.second && inner == self.inner;
-        same.then_some(&self.verdict)
+        same.then_some((self.longest, self.route))
     }
 
-    /// Notes a verdict. One that learns is not to be remembered: the table's writer may not have heard.
-    #[inline(always)]
-    pub fn keep(&mut self, head: &[u8], verdict: &Verdict) {
+    /// Notes where frames with this head go. Not of those whose source is to be learned: the table's writer may not have
+    /// heard.
+    #[inline]
+    pub fn keep(&mut self, head: &[u8], longest: u32, route: Route) {
         if let Some((first, second, inner)) = Self::key(head) {
             self.first = first;
             self.second = second;
             self.inner = inner;
-            self.verdict = *verdict;
+            self.longest = longest;
+            self.route = route;
         }
     }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_packet::{Accepts, HeadEdit, Offload, VirtioNetHdr, check_offload};
-use vswitch_vhost::{RxBurst, RxError, RxFeatures, RxRing, TxFrame};
+use vswitch_packet::{Accepts, HeadEdit, Offload, check_offload};
+use vswitch_vhost::{Delivery, RxError, RxFeatures, RxRing, Sink, TxFrame};
 
 use super::counters::{InputDrop, OutputDrop, PortCounters};
-use super::decide::{Destination, Ethernet, Memo, Verdict, decide};
+use super::decide::{Destination, Ethernet, Memo, Route, Verdict, decide};
 use super::fdb::CoarseSecond;
 use super::group::{Filed, Groups, List};
 use super::learn::{LearnMailbox, Seen};
@@ -81,6 +81,7 @@ impl Forwarder {
     }
 
     /// Forwards one burst. When it returns every frame is in the receivers' buffers or counted as dropped.
+    #[inline(never)]
     pub fn forward<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
         let Some(counters) = ctx.ingress.counters.get(self.worker) else {
             return;
@@ -131,8 +132,20 @@ impl Forwarder {
         }
         let taken = bridge.and_then(|bridge| {
             asked?;
-            let verdict = self.decide(ctx, bridge, frame.head, packet_len)?;
-            self.file(ctx, bridge, verdict, i as u8, frame.head, frame.len)
+            match self.memo.recall(frame.head) {
+                Some((longest, _)) if packet_len > longest as usize => Err(InputDrop::OverMtu),
+                Some((_, Route { output, edit })) => {
+                    let filed = Filed {
+                        frame: i as u8,
+                        edit,
+                    };
+                    self.groups
+                        .file(output, filed)
+                        .then_some(1)
+                        .ok_or(InputDrop::NoOutput)
+                }
+                None => self.decide(ctx, bridge, i as u8, frame.head, (frame.len, packet_len)),
+            }
         });
         if let Some(taps) = &ctx.snapshot.capture {
             self.show_taken(ctx, taps, i, frames, taken.err());
@@ -171,29 +184,37 @@ impl Forwarder {
         self.offloads.get(i).copied().unwrap_or_default()
     }
 
-    /// Decides, or remembers: frames of a flow come one behind the other.
-    #[inline(always)]
+    /// Decides about a frame of `len` bytes that becomes packets of at most `packet_len`, and files it.
+    #[inline(never)]
     fn decide(
         &mut self,
         ctx: Context<'_>,
         bridge: &Bridge,
+        i: u8,
         head: &[u8],
-        packet_len: usize,
-    ) -> Result<Verdict, InputDrop> {
-        if let Some(verdict) = self.memo.recall(head) {
-            return if packet_len > verdict.longest as usize {
-                Err(InputDrop::OverMtu)
-            } else {
-                Ok(*verdict)
-            };
-        }
+        (len, packet_len): (u32, usize),
+    ) -> Result<u64, InputDrop> {
         let verdict = decide(ctx.snapshot, bridge, ctx.ingress, head, packet_len, ctx.now)?;
         if verdict.learn {
             self.learn(ctx, verdict.vid, head);
-        } else {
-            self.memo.keep(head, &verdict);
+        } else if let Some(route) = self.route(ctx, verdict) {
+            self.memo.keep(head, verdict.longest, route);
         }
-        Ok(verdict)
+        self.file(ctx, bridge, verdict, i, head, len)
+    }
+
+    /// The way of all frames of a verdict, if they have only one.
+    #[inline]
+    fn route(&self, ctx: Context<'_>, verdict: Verdict) -> Option<Route> {
+        let Destination::Port(index) = verdict.to else {
+            return None;
+        };
+        let port = ctx.snapshot.port(index)?;
+        let queue = steer::only(&port.output, self.worker)?;
+        Some(Route {
+            output: port.first_output.queue(queue),
+            edit: port.vlan.edit(verdict.vid, verdict.tci),
+        })
     }
 
     #[cold]
@@ -212,7 +233,7 @@ impl Forwarder {
     }
 
     /// Files a decided frame under its outputs.
-    #[inline(always)]
+    #[inline]
     fn file(
         &mut self,
         ctx: Context<'_>,
@@ -243,7 +264,7 @@ impl Forwarder {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn file_one(&mut self, port: &Port, verdict: Verdict, i: u8, head: &[u8], len: u32) -> u64 {
         let edit = port.vlan.edit(verdict.vid, verdict.tci);
         let len = len as usize;
@@ -253,6 +274,7 @@ impl Forwarder {
     }
 
     /// Writes one output's frames, under its lock, taken once.
+    #[inline(never)]
     fn deliver<F: Frames>(
         &mut self,
         ctx: Context<'_>,
@@ -314,7 +336,7 @@ impl Forwarder {
         }
     }
 
-    /// Most frames are written as they came, with a header that says nothing, so that is what this loop is for.
+    #[inline(never)]
     fn fill_guest<F: Frames>(
         &mut self,
         ring: &mut RxRing,
@@ -324,25 +346,16 @@ impl Forwarder {
         outcomes: &mut Outcomes,
     ) {
         let accepts = accepts(ring);
-        let mut burst = match ring.begin(list.len()) {
-            Ok(burst) => burst,
-            Err(_) => return outcomes.fill(Outcome::dropped(OutputDrop::RingBroken)),
+        let fill = FillGuest {
+            forwarder: self,
+            list,
+            frames,
+            outcomes,
+            accepts,
         };
-        for (filed, outcome) in list.iter().zip(outcomes.iter_mut()) {
-            let i = usize::from(filed.frame);
-            let Ok(frame) = frames.get(i) else {
-                continue;
-            };
-            *outcome = if filed.edit == HeadEdit::None && self.laden >> i & 1 == 0 {
-                match burst.put(&PLAIN, &[frame.head], frame.tail) {
-                    Ok(()) => Outcome::sent(1, frame.len),
-                    Err(error) => Outcome::dropped(error.into()),
-                }
-            } else {
-                self.finish(&mut burst, frames, *filed, accepts)
-            };
+        if ring.fill(list.len(), fill).is_err() {
+            return outcomes.fill(Outcome::dropped(OutputDrop::RingBroken));
         }
-        burst.finish();
         if ring.signal().unwrap_or(false) {
             counters.rx_calls.add(1);
         }
@@ -352,7 +365,7 @@ impl Forwarder {
     #[inline(never)]
     fn finish<F: Frames>(
         &mut self,
-        burst: &mut RxBurst<'_>,
+        sink: &mut impl Sink,
         frames: &F,
         filed: Filed,
         accepts: Accepts,
@@ -362,13 +375,13 @@ impl Forwarder {
             return Outcome::dropped(OutputDrop::OffloadFailed);
         };
         // Before any work is put into the frame: software segmentation for a full ring would be for nothing.
-        if burst.is_full() {
+        if sink.is_full() {
             return Outcome::dropped(OutputDrop::RingFull);
         }
         let offload = self.offload(usize::from(filed.frame));
         self.finisher
             .deliver(&frame, filed.edit, &offload, accepts, |h, parts, tail| {
-                burst.put(h, parts, tail).map_err(OutputDrop::from)
+                sink.put(h, parts, tail).map_err(OutputDrop::from)
             })
     }
 
@@ -426,16 +439,39 @@ impl Forwarder {
     }
 }
 
-/// The header of a frame that leaves nothing to anybody.
-const PLAIN: VirtioNetHdr = VirtioNetHdr {
-    flags: 0,
-    gso_type: VirtioNetHdr::GSO_NONE,
-    hdr_len: 0,
-    gso_size: 0,
-    csum_start: 0,
-    csum_offset: 0,
-    num_buffers: 0,
-};
+/// Frames on their way into a guest's ring.
+struct FillGuest<'a, F> {
+    forwarder: &'a mut Forwarder,
+    list: &'a List,
+    frames: &'a F,
+    outcomes: &'a mut Outcomes,
+    accepts: Accepts,
+}
+
+impl<F: Frames> Delivery for FillGuest<'_, F> {
+    /// Most frames are written as they came, with a header that says nothing, so that is what this loop is for.
+    #[inline(always)]
+    fn run<S: Sink>(self, sink: &mut S) {
+        let laden = self.forwarder.laden;
+        for (filed, outcome) in self.list.iter().zip(self.outcomes.iter_mut()) {
+            let i = usize::from(filed.frame);
+            if filed.edit == HeadEdit::None && laden >> i & 1 == 0 {
+                let Ok(frame) = self.frames.get(i) else {
+                    continue;
+                };
+                *outcome = match sink.put_plain(frame.head, frame.tail) {
+                    Ok(()) => Outcome::sent(1, frame.len),
+                    Err(error) => Outcome::dropped(error.into()),
+                };
+            } else {
+                let finished = self
+                    .forwarder
+                    .finish(sink, self.frames, *filed, self.accepts);
+                *outcome = finished;
+            }
+        }
+    }
+}
 
 /// The bridge that the burst's frames are on, or why none of them is let in.
 fn admitted(ctx: Context<'_>) -> Result<&Bridge, InputDrop> {

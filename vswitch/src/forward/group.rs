@@ -35,7 +35,7 @@ impl Groups {
     }
 
     /// Files a frame. An output gets each frame once at most.
-    #[inline]
+    #[inline(always)]
     pub fn file(&mut self, output: OutputIndex, filed: Filed) -> bool {
         let Some(list) = self.lists.get_mut(output.0 as usize) else {
             return false;

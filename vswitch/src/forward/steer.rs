@@ -7,22 +7,37 @@ use vswitch_flowtable::{Addresses, FlowKey};
 use vswitch_packet::{L3, parse};
 
 use super::Vid;
-use super::snapshot::Output;
+use super::snapshot::{GuestQueues, Output};
 
 /// The queue for a frame with this head. One queue costs nothing.
+#[inline]
+pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) -> u16 {
+    match (only(output, worker), output) {
+        (Some(queue), _) => queue,
+        (None, Output::Guest(queues)) => select(queues, vid, head, len),
+        #[cfg(feature = "dpdk")]
+        (None, Output::Nic(_)) => 0,
+    }
+}
+
+/// The queue that every frame from this worker takes, if there is but one.
 #[cfg_attr(
     not(feature = "dpdk"),
     expect(unused_variables, reason = "only a NIC's queue depends on the worker")
 )]
 #[inline]
-pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) -> u16 {
+pub fn only(output: &Output, worker: usize) -> Option<u16> {
     match output {
-        Output::Guest(queues) if queues.active() < 2 => 0,
-        Output::Guest(queues) => flow_key(vid, head, len).map_or(0, |key| queues.select(&key)),
+        Output::Guest(queues) => (queues.active() < 2).then_some(0),
         // A NIC's queues are for its senders, the workers: a flow stays on one while its worker does.
         #[cfg(feature = "dpdk")]
-        Output::Nic(nic) => (worker % usize::from(nic.queues().max(1))) as u16,
+        Output::Nic(nic) => Some((worker % usize::from(nic.queues().max(1))) as u16),
     }
+}
+
+#[inline(never)]
+fn select(queues: &GuestQueues, vid: Vid, head: &[u8], len: usize) -> u16 {
+    flow_key(vid, head, len).map_or(0, |key| queues.select(&key))
 }
 
 /// What identifies the flow of a frame: addresses, and ports where every frame of the flow has them.
