@@ -8,7 +8,7 @@ use vswitch_simguest::driver::{RxOptions, TxOptions};
 use vswitch_simguest::{Builder, SimGuest};
 
 use crate::Result;
-use crate::generator::{Ends, FEATURES, MAC_A, MAC_B, RING_SIZE, Wire};
+use crate::generator::{Ends, FEATURES, LONGEST, MAC_A, MAC_B, RING_SIZE, Wire};
 
 pub use mover::Mover;
 pub use ovs::{Ovs, Rules};
@@ -97,6 +97,8 @@ fn options(builder: Builder) -> Builder {
 fn queue_options() -> (TxOptions, RxOptions) {
     let tx = TxOptions {
         size: RING_SIZE,
+        // Room for the longest frame and the header before it.
+        buffer: LONGEST.next_multiple_of(64) as u32 + 64,
         ..TxOptions::default()
     };
     let rx = RxOptions {
