@@ -43,6 +43,9 @@ pub enum Error {
         /// How many there are.
         free: u64,
     },
+    /// Packed rings were asked for. Not fatal: those cases are left out.
+    #[error("does not offer packed rings")]
+    SplitOnly,
     /// A contestant ended, or does not answer.
     #[error("{whom}: {what}; the last it said:\n{log}")]
     Contestant {

@@ -23,7 +23,7 @@
 //! | [`contestant`] | who is measured: the switch, peers, the bare mover |
 //! | [`generator`] | the load: sends, receives, checks, counts; as fast as it goes or at a rate |
 //! | [`histogram`] | how often which latency was seen |
-//! | [`rounds`] | slices in turn, and when there are enough |
+//! | [`rounds`], [`sample`] | slices in turn, and when there are enough; what a slice gave |
 //! | [`probe`], [`interference`] | what the machine does meanwhile |
 //! | [`stats`], [`report`] | medians, ratios, table, JSON, plot |
 //! | [`lock`], [`cpu`], [`machine`] | one measurement at a time, on which CPUs, on what machine |
@@ -49,6 +49,7 @@ pub mod probe;
 mod process;
 pub mod report;
 pub mod rounds;
+pub mod sample;
 pub mod stats;
 
 pub use error::{Error, Result};
@@ -56,23 +57,24 @@ pub use options::{Options, Peer, What};
 
 /// Does what the command line asks for.
 pub fn run(options: &Options) -> Result<()> {
-    match options.what {
+    let report = match options.what {
         What::List => {
             print!("{}", options::list());
-            Ok(())
+            return Ok(());
         }
-        What::Vvp => {
-            let report = experiment::vvp::run(options)?;
-            print!("{}", report::table::render(&report));
-            if let Some(path) = &options.json {
-                report::write_json(&report, path)?;
-                println!("raw samples: {}", path.display());
-            }
-            if let Some(path) = &options.svg {
-                report::plot::write(&report, path)?;
-                println!("plot: {}", path.display());
-            }
-            Ok(())
-        }
+        What::Vvp => experiment::vvp::run(options)?,
+        What::Mover => experiment::mover::run(options)?,
+        What::Ndr => experiment::ndr::run(options)?,
+        What::Latency => experiment::latency::run(options)?,
+    };
+    print!("{}", report::table::render(&report));
+    if let Some(path) = &options.json {
+        report::write_json(&report, path)?;
+        println!("raw samples: {}", path.display());
     }
+    if let Some(path) = &options.svg {
+        report::plot::write(&report, path)?;
+        println!("plot: {}", path.display());
+    }
+    Ok(())
 }

@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, sockets};
-use crate::cpu::Placement;
+use super::{Contestant, Guests, JUMBO_MTU, Setup, sockets};
 use crate::generator::Wire;
 use crate::interference::threads_of;
 use crate::process::Process;
@@ -28,7 +27,7 @@ const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// Memory of each, MiB, and the hugepages of 2 MiB that takes.
 const MEMORY: u64 = 512;
 const HUGEPAGES: u64 = MEMORY / 2;
-/// By the port numbers asked for in [`setup`].
+/// By the port numbers asked for in [`database_entries`].
 const PORT_TO_PORT: &str = "in_port=1,actions=output:2\nin_port=2,actions=output:1\n";
 /// How long a part of it may take until it answers.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -54,7 +53,7 @@ pub struct Ovs {
 
 impl Ovs {
     /// Starts database and switch and waits for the switch to connect to two guests.
-    pub fn start(rules: Rules, placement: Placement) -> Result<Self> {
+    pub fn start(rules: Rules, setup: Setup) -> Result<Self> {
         if !Path::new(PROGRAM).is_file() {
             return Err(missing(PROGRAM));
         }
@@ -62,10 +61,11 @@ impl Ovs {
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
         let path = dir.path();
         let database = start_database(path)?;
-        control("ovs-vsctl", &setup(path, placement))?;
+        control("ovs-vsctl", &database_entries(path, setup))?;
         let process = start(rules.name(), path, PROGRAM, &[db(path)])?;
-        let failed = |error: Error| process.complain(&error.to_string());
-        let guests = Guests::listen(&sockets(path), rules == Rules::Learning).map_err(failed)?;
+        let failed = |error| process.explain(error);
+        let guests =
+            Guests::listen(setup, &sockets(path), rules == Rules::Learning).map_err(failed)?;
         if rules == Rules::PortToPort {
             replace_rules(path).map_err(failed)?;
         }
@@ -124,12 +124,13 @@ fn start_database(dir: &Path) -> Result<Process> {
         format!("--remote=punix:{}", socket.display()),
     ];
     let process = start(DATABASE, dir, &program.display().to_string(), &args)?;
-    wait_for(&socket).map_err(|error| process.complain(&error.to_string()))?;
+    wait_for(&socket).map_err(|error| process.explain(error))?;
     Ok(process)
 }
 
 /// Everything that the switch is to find in the database when it starts.
-fn setup(dir: &Path, placement: Placement) -> Vec<String> {
+fn database_entries(dir: &Path, setup: Setup) -> Vec<String> {
+    let placement = setup.placement;
     let set = |key: &str, value: &str| format!("other_config:{key}={value}");
     let mut args = vec![format!("--db={}", db(dir)), "--no-wait".into()];
     args.extend(["--", "init", "--", "set", "Open_vSwitch", "."].map(String::from));
@@ -154,6 +155,9 @@ fn setup(dir: &Path, placement: Placement) -> Vec<String> {
             format!("options:vhost-server-path={}", socket.display()),
             format!("ofport_request={}", port + 1),
         ]);
+        if setup.jumbo {
+            args.push(format!("mtu_request={JUMBO_MTU}"));
+        }
     }
     args
 }
@@ -239,13 +243,15 @@ impl Contestant for Ovs {
     }
 
     fn explain(&mut self, error: Error) -> Error {
-        self.process.complain(&error.to_string())
+        self.process.explain(error)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contestant::Rings;
+    use crate::cpu::Placement;
 
     #[test]
     fn masks_name_one_cpu() {
@@ -259,12 +265,18 @@ mod tests {
             generator: 2,
             worker: 5,
         };
-        let args = setup(Path::new("/d"), placement);
+        let setup = Setup {
+            placement,
+            rings: Rings::Split,
+            jumbo: true,
+        };
+        let args = database_entries(Path::new("/d"), setup);
         for wanted in [
             "other_config:pmd-cpu-mask=0x20",
             "other_config:dpdk-lcore-mask=0x4",
             "options:vhost-server-path=/d/b.sock",
             "ofport_request=2",
+            "mtu_request=9000",
         ] {
             assert!(args.iter().any(|arg| arg == wanted), "{wanted}: {args:?}");
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, sockets};
+use super::{Contestant, Guests, Setup, sockets};
 use crate::cpu::Placement;
 use crate::generator::Wire;
 use crate::interference::threads_of;
@@ -30,7 +30,7 @@ pub struct Testpmd {
 
 impl Testpmd {
     /// Starts testpmd and connects two guests. It takes hugepages if there are enough.
-    pub fn start(placement: Placement) -> Result<Self> {
+    pub fn start(setup: Setup) -> Result<Self> {
         let missing = Error::Missing {
             program: PROGRAM,
             package: PACKAGE,
@@ -38,10 +38,10 @@ impl Testpmd {
         let program = machine::find_program(PROGRAM).ok_or(missing)?;
         let hugepages = machine::free_hugepages() >= HUGEPAGES;
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
-        let args = arguments(&sockets(dir.path()), placement, hugepages);
+        let args = arguments(&sockets(dir.path()), setup.placement, hugepages);
         let process = Process::start("testpmd", dir.path(), &program, &args)?;
-        let guests = Guests::connect(&sockets(dir.path()), false)
-            .map_err(|error| process.complain(&error.to_string()))?;
+        let guests = Guests::connect(setup, &sockets(dir.path()), false)
+            .map_err(|error| process.explain(error))?;
         process.favour();
         Ok(Self {
             guests,
@@ -116,7 +116,7 @@ impl Contestant for Testpmd {
     }
 
     fn explain(&mut self, error: Error) -> Error {
-        self.process.complain(&error.to_string())
+        self.process.explain(error)
     }
 }
 

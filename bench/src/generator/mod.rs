@@ -15,7 +15,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use vswitch_simguest::driver::{RxQueue, TxQueue};
 use vswitch_simguest::features::virtio;
 use vswitch_simguest::traffic::Pattern;
@@ -23,8 +23,11 @@ use vswitch_simguest::traffic::Pattern;
 use crate::{Error, Result};
 use lane::{Lane, checked, lanes, run_for, settle, wind_down};
 
+pub use alone::Costs;
 pub use paced::Paced;
 
+mod alone;
+mod closed;
 mod introduce;
 mod lane;
 mod paced;
@@ -98,17 +101,22 @@ pub struct Timing {
 }
 
 /// What a slice gave.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Counted {
     /// Frames that arrived in the window.
     pub frames: u64,
     /// Frames found missing in the window.
     pub lost: u64,
     /// The window as it was.
+    #[serde(serialize_with = "seconds", rename = "seconds")]
     pub window: Duration,
     /// Part of the generator's turns in which there was nothing to send or receive: it waited for the
     /// contestant. Next to nothing means that the generator was the limit.
     pub idle: f64,
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
 }
 
 impl Counted {
@@ -241,7 +249,7 @@ mod tests {
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
-    use crate::contestant::{Contestant, Mover};
+    use crate::contestant::{Contestant, Mover, Rings, Setup};
     use crate::cpu::Placement;
 
     const TIMING: Timing = Timing {
@@ -255,7 +263,12 @@ mod tests {
         let guard = ONE_AT_A_TIME.lock();
         let guard = guard.unwrap_or_else(PoisonError::into_inner);
         let placement = Placement::first_two().ok()?;
-        Some((Mover::start(placement).unwrap(), guard))
+        let setup = Setup {
+            placement,
+            rings: Rings::Split,
+            jumbo: true,
+        };
+        Some((Mover::start(setup).unwrap(), guard))
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::coord::ranged1d::{KeyPointHint, Ranged};
 use plotters::prelude::*;
 
-use super::Report;
+use super::{Case, Report, Row};
 use crate::probe::Class;
 use crate::{Error, Result};
 
@@ -23,6 +23,8 @@ const CAPTION: &str = "CPUs sharing a cache unless marked";
 /// Pixels for a bar, and for what is around the bars.
 const BAR: u32 = 30;
 const MARGINS: u32 = 160;
+/// Pixels for a letter of a label, about.
+const LETTER: u32 = 7;
 
 /// Draws the fullest class of each case into an SVG file.
 pub fn write(report: &Report, path: &Path) -> Result<()> {
@@ -30,26 +32,36 @@ pub fn write(report: &Report, path: &Path) -> Result<()> {
     std::fs::write(path, svg).map_err(Error::io(format!("write {}", path.display())))
 }
 
-/// One bar: where it stands, who it is, median, smallest, largest.
+/// One bar: where it stands, who it is, figure, smallest, largest.
 struct Bar {
     at: f64,
     contestant: usize,
-    median: f64,
+    figure: f64,
     min: f64,
     max: f64,
 }
 
-/// Cases side by side, a bar's width between them.
+/// The rows that the plot shows: those in the report's unit.
+fn shown(report: &Report) -> Vec<(&Case, &Row)> {
+    let rows = report
+        .cases
+        .iter()
+        .flat_map(|case| case.rows.iter().map(move |row| (case, row)));
+    rows.filter(|(_, row)| row.measure.unit == report.unit)
+        .collect()
+}
+
+/// Rows side by side, a bar's width between them.
 fn bars(report: &Report) -> Vec<Bar> {
     let stride = report.contestants.len() + 1;
     let mut bars = Vec::new();
-    for (case, first) in report.cases.iter().zip((0..).step_by(stride)) {
+    for ((_, row), first) in shown(report).iter().zip((0..).step_by(stride)) {
         for (contestant, (name, _)) in report.contestants.iter().enumerate() {
-            if let Some(summary) = case.results.first().and_then(|r| r.summaries.get(name)) {
+            if let Some(summary) = row.results.first().and_then(|r| r.summaries.get(name)) {
                 bars.push(Bar {
                     at: (first + contestant) as f64,
                     contestant,
-                    median: summary.median,
+                    figure: summary.figure,
                     min: summary.min,
                     max: summary.max,
                 });
@@ -57,6 +69,21 @@ fn bars(report: &Report) -> Vec<Bar> {
         }
     }
     bars
+}
+
+/// What stands under a row's bars.
+fn label((case, row): &(&Case, &Row)) -> String {
+    let separator = if row.measure.name.is_empty() {
+        ""
+    } else {
+        ": "
+    };
+    let mark = match row.results.first().map(|result| result.class) {
+        Some(Class::Shared) => "",
+        Some(Class::Split) => " (split)",
+        None => " (none)",
+    };
+    format!("{}{separator}{}{mark}", case.label, row.measure.name)
 }
 
 /// An axis with a label in the middle of each case.
@@ -99,24 +126,20 @@ impl plotters::coord::ranged1d::ValueFormatter<f64> for Cases {
 
 fn draw(report: &Report) -> Result<String, Box<dyn std::error::Error>> {
     let bars = bars(report);
+    let labels: Vec<String> = shown(report).iter().map(label).collect();
+    let stride = report.contestants.len() as f64 + 1.0;
     let axis = Cases {
-        stride: report.contestants.len() as f64 + 1.0,
-        count: report.cases.len(),
+        stride,
+        count: labels.len(),
     };
-    let stride = axis.stride;
     let label = |value: &f64| {
-        let case = report.cases.get((value / stride) as usize);
-        case.map_or(String::new(), |case| {
-            let mark = match case.results.first().map(|result| result.class) {
-                Some(Class::Shared) => "",
-                Some(Class::Split) => " (split)",
-                None => " (none)",
-            };
-            format!("{} B, {} fl.{mark}", case.load.frame_len, case.load.flows)
-        })
+        let label = labels.get((value / stride) as usize);
+        label.cloned().unwrap_or_default()
     };
+    let longest = labels.iter().map(String::len).max().unwrap_or_default() as u32;
+    let case = (BAR * stride as u32).max(LETTER * (longest + 2));
     let top = bars.iter().map(|bar| bar.max).fold(1.0, f64::max) * 1.3;
-    let width = (BAR * axis.end() as u32 + MARGINS).max(600);
+    let width = (case * labels.len() as u32 + MARGINS).max(600);
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (width, HEIGHT)).into_drawing_area();
@@ -141,7 +164,7 @@ fn draw(report: &Report) -> Result<String, Box<dyn std::error::Error>> {
             let own = || bars.iter().filter(|bar| bar.contestant == contestant);
             chart
                 .draw_series(own().map(|bar| {
-                    let corners = [(bar.at - 0.45, 0.0), (bar.at + 0.45, bar.median)];
+                    let corners = [(bar.at - 0.45, 0.0), (bar.at + 0.45, bar.figure)];
                     Rectangle::new(corners, colour.filled())
                 }))?
                 .label(name)
@@ -178,7 +201,7 @@ mod tests {
             [0.0, 1.0]
         );
         assert_eq!(
-            (bars[0].min, bars[0].median, bars[0].max),
+            (bars[0].min, bars[0].figure, bars[0].max),
             (30.0, 31.0, 32.0)
         );
     }
@@ -190,7 +213,13 @@ mod tests {
         write(&testing::report(), &path).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        for text in ["vswitch", "testpmd", "Mpps", "64 B, 1024 fl.", "a &amp; b"] {
+        for text in [
+            "vswitch",
+            "testpmd",
+            "Mpps",
+            "64 B, 1024 flows",
+            "a &amp; b",
+        ] {
             assert!(svg.contains(text), "{text} is not in {svg}");
         }
     }
