@@ -77,6 +77,9 @@ pub enum Error {
     /// Guest memory.
     #[error("simulated guest: {0}")]
     Memory(#[from] MemoryError),
+    /// A Linux guest, or the kernel bridge.
+    #[error(transparent)]
+    Machine(#[from] vswitch_tests::Error),
     /// The plot could not be drawn.
     #[error("cannot draw the plot: {0}")]
     Plot(String),

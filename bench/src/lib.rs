@@ -15,6 +15,9 @@
 //! in the raw samples, and not counted. What is reported are medians of slices of one cache class,
 //! and ratios to the peers of the same run.
 //!
+//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `memory`, `idle`) take turns in the same way;
+//! what is theirs alone stands at their files.
+//!
 //! # Where things are
 //!
 //! | module | is |
@@ -25,6 +28,7 @@
 //! | [`histogram`] | how often which latency was seen |
 //! | [`rounds`], [`sample`] | slices in turn, and when there are enough; what a slice gave |
 //! | [`probe`], [`interference`] | what the machine does meanwhile |
+//! | [`footprint`], [`cputime`] | memory and processor time of a contestant |
 //! | [`stats`], [`report`] | medians, ratios, table, JSON, plot |
 //! | [`lock`], [`cpu`], [`machine`] | one measurement at a time, on which CPUs, on what machine |
 //!
@@ -37,8 +41,10 @@
 
 pub mod contestant;
 pub mod cpu;
+pub mod cputime;
 mod error;
 pub mod experiment;
+pub mod footprint;
 pub mod generator;
 pub mod histogram;
 pub mod interference;
@@ -57,23 +63,30 @@ pub use options::{Options, Peer, What};
 
 /// Does what the command line asks for.
 pub fn run(options: &Options) -> Result<()> {
-    let report = match options.what {
+    match options.what {
         What::List => {
             print!("{}", options::list());
-            return Ok(());
+            Ok(())
         }
-        What::Vvp => experiment::vvp::run(options)?,
-        What::Mover => experiment::mover::run(options)?,
-        What::Ndr => experiment::ndr::run(options)?,
-        What::Latency => experiment::latency::run(options)?,
-    };
-    print!("{}", report::table::render(&report));
+        What::Vvp => present(&experiment::vvp::run(options)?, options),
+        What::Mover => present(&experiment::mover::run(options)?, options),
+        What::Ndr => present(&experiment::ndr::run(options)?, options),
+        What::Latency => present(&experiment::latency::run(options)?, options),
+        What::Tcp => present(&experiment::tcp::run(options)?, options),
+        What::Memory => present(&experiment::memory::run(options)?, options),
+        What::Idle => present(&experiment::idle::run(options)?, options),
+    }
+}
+
+/// Shows what was found, and writes it to the files asked for.
+fn present(report: &impl report::Findings, options: &Options) -> Result<()> {
+    print!("{}", report.text());
     if let Some(path) = &options.json {
-        report::write_json(&report, path)?;
+        report::write_json(report, path)?;
         println!("raw samples: {}", path.display());
     }
     if let Some(path) = &options.svg {
-        report::plot::write(&report, path)?;
+        report.chart().write(path)?;
         println!("plot: {}", path.display());
     }
     Ok(())

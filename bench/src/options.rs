@@ -27,12 +27,13 @@ pub struct Options {
     /// Write a plot to this file.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Whom to measure against, separated by commas. One that is not installed is left out.
+    /// Whom to measure against, separated by commas. One that is not installed, or has no part in the experiment, is
+    /// left out.
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "ovs,ovs-flows,testpmd,mover"
+        default_value = "ovs,ovs-flows,testpmd,mover,bridge"
     )]
     pub peers: Vec<Peer>,
     /// Only these cases, separated by commas: frame sizes (64B, 1500B, ...) and, where an experiment has
@@ -70,6 +71,12 @@ pub enum What {
     Ndr,
     /// How long frames take: one at a time, and at parts of the highest rate.
     Latency,
+    /// Linux guest to switch to Linux guest: TCP with large segments, and ping, beside a kernel bridge and OVS.
+    Tcp,
+    /// Memory of the switch by number of ports, guest memory not counted.
+    Memory,
+    /// Processor time of the switch while its guests are silent.
+    Idle,
 }
 
 /// Who the switch is measured against.
@@ -83,6 +90,8 @@ pub enum Peer {
     Testpmd,
     /// One copy from ring to ring in our own process, no switching: the limit.
     Mover,
+    /// The kernel's bridge with tap devices; only where guests are real.
+    Bridge,
     /// Nobody.
     None,
 }
@@ -136,7 +145,7 @@ mod tests {
         Options::command().debug_assert();
         let names = list();
         let names = names.lines().filter_map(|line| line.split(' ').next());
-        assert!(names.eq(["vvp", "mover", "ndr", "latency"]));
+        assert!(names.eq(["vvp", "mover", "ndr", "latency", "tcp", "memory", "idle"]));
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub fn in_turn<C, T, E>(
 }
 
 /// The order of a round.
-fn order(round: u32, contestants: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn order(round: u32, contestants: usize) -> impl Iterator<Item = usize> {
     (0..contestants).map(move |place| (place + round as usize) % contestants)
 }
 

@@ -43,6 +43,13 @@ pub enum Detail {
         #[serde(serialize_with = "buckets")]
         histogram: Histogram,
     },
+    /// TCP streams and pings between real guests.
+    Streams {
+        /// How long they took together, seconds.
+        seconds: f64,
+        /// Round trip times in the order they were taken, microseconds.
+        ping_us: Vec<f64>,
+    },
     /// A search for a rate, with all its trials.
     Search(Vec<Trial>),
 }

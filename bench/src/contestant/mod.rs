@@ -17,8 +17,10 @@ pub use ovs::{Ovs, Rules};
 pub use switch::{Switch, built};
 pub use testpmd::Testpmd;
 
+pub mod host;
 mod mover;
-mod ovs;
+pub mod ovs;
+pub mod pair;
 mod switch;
 mod testpmd;
 

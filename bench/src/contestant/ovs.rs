@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::{Contestant, Guests, JUMBO_MTU, Setup, sockets};
+use crate::cpu::Placement;
 use crate::generator::Wire;
 use crate::interference::threads_of;
 use crate::process::Process;
@@ -31,6 +32,85 @@ const HUGEPAGES: u64 = MEMORY / 2;
 const PORT_TO_PORT: &str = "in_port=1,actions=output:2\nin_port=2,actions=output:1\n";
 /// How long a part of it may take until it answers.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// Hugepages of 2 MiB that it takes where it may take what it likes: 256 Ki buffers of 3 KiB, and a bit.
+const HUGEPAGES_BY_DEFAULT: u64 = 400;
+
+/// What may differ from its defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether it takes no more than [`MEMORY`].
+    pub little_memory: bool,
+    /// Whether large segments may go from guest to guest (`userspace-tso-enable`), which is off by default.
+    pub tso: bool,
+    /// Whether its ports take packets of [`JUMBO_MTU`].
+    pub jumbo: bool,
+}
+
+impl Settings {
+    /// As it comes.
+    pub const DEFAULT: Self = Self {
+        little_memory: false,
+        tso: false,
+        jumbo: false,
+    };
+    /// As it comes, but for its memory.
+    pub const LITTLE: Self = Self {
+        little_memory: true,
+        tso: false,
+        jumbo: false,
+    };
+    /// With large segments, which it copies to memory beside its buffers.
+    pub const TSO: Self = Self {
+        little_memory: false,
+        tso: true,
+        jumbo: false,
+    };
+
+    pub(super) fn name(self) -> &'static str {
+        match (self.little_memory, self.tso) {
+            (true, false) => "512 MiB of hugepages",
+            (true, true) => "512 MiB of hugepages, userspace-tso-enable",
+            (false, false) => "its default memory",
+            (false, true) => "its default memory, userspace-tso-enable",
+        }
+    }
+
+    fn hugepages(self) -> u64 {
+        if self.little_memory {
+            HUGEPAGES
+        } else {
+            HUGEPAGES_BY_DEFAULT
+        }
+    }
+}
+
+/// Starts switch and database, each in a process of its own, with a port for each socket, on which guests are to listen.
+/// They keep their files in `dir`; the switch should be dropped first.
+pub(super) fn processes(
+    name: &'static str,
+    dir: &Path,
+    sockets: &[PathBuf],
+    settings: Settings,
+    placement: Placement,
+) -> Result<(Process, Process)> {
+    if !Path::new(PROGRAM).is_file() {
+        return Err(missing(PROGRAM));
+    }
+    machine::need_hugepages(settings.hugepages())?;
+    let database = start_database(dir)?;
+    control(
+        "ovs-vsctl",
+        &database_entries(dir, sockets, settings, placement),
+    )?;
+    Ok((start(name, dir, PROGRAM, &[db(dir)])?, database))
+}
+
+/// What describes it: the version.
+pub(super) fn version() -> String {
+    let version = machine::package_version(PACKAGE).unwrap_or_else(|| "unknown".into());
+    format!("OVS-DPDK of {PACKAGE} {version}, one PMD thread")
+}
 
 /// What the bridge does with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +134,17 @@ pub struct Ovs {
 impl Ovs {
     /// Starts database and switch and waits for the switch to connect to two guests.
     pub fn start(rules: Rules, setup: Setup) -> Result<Self> {
-        if !Path::new(PROGRAM).is_file() {
-            return Err(missing(PROGRAM));
-        }
-        machine::need_hugepages(HUGEPAGES)?;
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
         let path = dir.path();
-        let database = start_database(path)?;
-        control("ovs-vsctl", &database_entries(path, setup))?;
-        let process = start(rules.name(), path, PROGRAM, &[db(path)])?;
+        let settings = Settings {
+            jumbo: setup.jumbo,
+            ..Settings::LITTLE
+        };
+        let sockets = sockets(path);
+        let (process, database) =
+            processes(rules.name(), path, &sockets, settings, setup.placement)?;
         let failed = |error| process.explain(error);
-        let guests =
-            Guests::listen(setup, &sockets(path), rules == Rules::Learning).map_err(failed)?;
+        let guests = Guests::listen(setup, &sockets, rules == Rules::Learning).map_err(failed)?;
         if rules == Rules::PortToPort {
             replace_rules(path).map_err(failed)?;
         }
@@ -129,33 +208,43 @@ fn start_database(dir: &Path) -> Result<Process> {
 }
 
 /// Everything that the switch is to find in the database when it starts.
-fn database_entries(dir: &Path, setup: Setup) -> Vec<String> {
-    let placement = setup.placement;
+fn database_entries(
+    dir: &Path,
+    sockets: &[PathBuf],
+    settings: Settings,
+    placement: Placement,
+) -> Vec<String> {
     let set = |key: &str, value: &str| format!("other_config:{key}={value}");
     let mut args = vec![format!("--db={}", db(dir)), "--no-wait".into()];
     args.extend(["--", "init", "--", "set", "Open_vSwitch", "."].map(String::from));
     args.extend([
         set("dpdk-init", "true"),
-        set("dpdk-socket-mem", &MEMORY.to_string()),
-        // Else it takes more for its buffers, as much as there is, and other peers get none.
-        set("dpdk-socket-limit", &MEMORY.to_string()),
         set("pmd-cpu-mask", &mask(placement.worker)),
         // All of its threads but the one that polls.
         set("dpdk-lcore-mask", &mask(placement.generator)),
         // Quotes are the database's. In memory: hugepages without a file system for them.
         set("dpdk-extra", "\"--no-pci --no-telemetry --in-memory\""),
     ]);
+    if settings.little_memory {
+        // The limit, too: else it takes more for its buffers, as much as there is, and other peers get none.
+        let memory = MEMORY.to_string();
+        args.extend(["dpdk-socket-mem", "dpdk-socket-limit"].map(|key| set(key, &memory)));
+    }
+    if settings.tso {
+        args.push(set("userspace-tso-enable", "true"));
+    }
     args.extend(["--", "add-br", "br0", "--", "set", "bridge", "br0"].map(String::from));
     args.push("datapath_type=netdev".into());
-    for (port, (name, socket)) in ["a", "b"].iter().zip(sockets(dir)).enumerate() {
-        args.extend(["--", "add-port", "br0", name].map(String::from));
-        args.extend(["--", "set", "interface", name].map(String::from));
+    for (port, socket) in (1..).zip(sockets) {
+        let name = format!("p{port}");
+        args.extend(["--", "add-port", "br0", &name].map(String::from));
+        args.extend(["--", "set", "interface", &name].map(String::from));
         args.extend([
             "type=dpdkvhostuserclient".into(),
             format!("options:vhost-server-path={}", socket.display()),
-            format!("ofport_request={}", port + 1),
+            format!("ofport_request={port}"),
         ]);
-        if setup.jumbo {
+        if settings.jumbo {
             args.push(format!("mtu_request={JUMBO_MTU}"));
         }
     }
@@ -216,12 +305,11 @@ impl Contestant for Ovs {
     }
 
     fn describe(&self) -> String {
-        let version = machine::package_version(PACKAGE).unwrap_or_else(|| "unknown".into());
         let rules = match self.rules {
             Rules::Learning => "MAC learning (NORMAL)",
             Rules::PortToPort => "OpenFlow rules from port to port",
         };
-        format!("OVS-DPDK of {PACKAGE} {version}, one PMD thread, {rules}, hugepages")
+        format!("{}, {rules}, hugepages", version())
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -250,8 +338,6 @@ impl Contestant for Ovs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contestant::Rings;
-    use crate::cpu::Placement;
 
     #[test]
     fn masks_name_one_cpu() {
@@ -265,12 +351,12 @@ mod tests {
             generator: 2,
             worker: 5,
         };
-        let setup = Setup {
-            placement,
-            rings: Rings::Split,
+        let dir = Path::new("/d");
+        let entries = |settings| database_entries(dir, &sockets(dir), settings, placement);
+        let args = entries(Settings {
             jumbo: true,
-        };
-        let args = database_entries(Path::new("/d"), setup);
+            ..Settings::LITTLE
+        });
         for wanted in [
             "other_config:pmd-cpu-mask=0x20",
             "other_config:dpdk-lcore-mask=0x4",
@@ -280,5 +366,11 @@ mod tests {
         ] {
             assert!(args.iter().any(|arg| arg == wanted), "{wanted}: {args:?}");
         }
+        let keys = |settings| entries(settings).join(" ");
+        let [default, little, tso] = [Settings::DEFAULT, Settings::LITTLE, Settings::TSO].map(keys);
+        let (limit, large) = ("dpdk-socket-limit=512", "userspace-tso-enable=true");
+        assert!(!default.contains(limit) && !default.contains(large));
+        assert!(little.contains(limit) && !little.contains(large));
+        assert!(!tso.contains(limit) && tso.contains(large));
     }
 }

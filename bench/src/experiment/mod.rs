@@ -15,11 +15,15 @@ use crate::sample::{Detail, Sample};
 use plan::{Plan, by_setup};
 use session::{Field, Heading, Session};
 
+mod hosts;
+pub mod idle;
 pub mod latency;
+pub mod memory;
 pub mod mover;
 pub mod ndr;
 mod plan;
 mod session;
+pub mod tcp;
 pub mod vvp;
 
 /// What the machine did while one contestant had its slice.

@@ -15,6 +15,8 @@ use crate::{Error, Result};
 
 pub use results::{ClassResult, Figure, Measure, Row, sum_up};
 
+pub mod chart;
+pub mod head;
 pub mod plot;
 mod results;
 pub mod table;
@@ -92,8 +94,26 @@ impl Case {
     }
 }
 
-/// Writes the whole report.
-pub fn write_json(report: &Report, path: &Path) -> Result<()> {
+/// What every report can be made into.
+pub trait Findings: Serialize {
+    /// The table, with everything a reader must know to judge it.
+    fn text(&self) -> String;
+    /// The plot.
+    fn chart(&self) -> chart::Chart;
+}
+
+impl Findings for Report {
+    fn text(&self) -> String {
+        table::render(self)
+    }
+
+    fn chart(&self) -> chart::Chart {
+        plot::chart(self)
+    }
+}
+
+/// Writes a whole report.
+pub fn write_json(report: &impl Serialize, path: &Path) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let mut text = serde_json::to_vec_pretty(report)?;
         text.push(b'\n');

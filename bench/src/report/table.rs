@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Case, Report, Row};
+use crate::machine::Notes;
 use crate::stats::Summary;
 
 /// Part of its turns that a generator waits which is not the limit.
@@ -42,17 +43,14 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-/// What was measured, of whom, and on what.
-fn preamble(report: &Report) -> Vec<String> {
-    let machine = &report.machine;
+/// The machine in two lines.
+pub(super) fn machine_lines(machine: &Notes) -> [String; 2] {
     let virtual_machine = if machine.virtualised {
         " (virtual)"
     } else {
         ""
     };
-    let mut lines = vec![
-        String::new(),
-        format!("{}: {}", report.experiment, report.title),
+    [
         format!(
             "{} x {}{virtual_machine}, Linux {}, governor {}; generator on CPU {}, contestants on CPU {}",
             machine.cpus,
@@ -66,7 +64,14 @@ fn preamble(report: &Report) -> Vec<String> {
             "load at the start {}, priority raised: {}",
             machine.load, machine.favoured
         ),
-    ];
+    ]
+}
+
+/// What was measured, of whom, and on what.
+fn preamble(report: &Report) -> Vec<String> {
+    let title = format!("{}: {}", report.experiment, report.title);
+    let mut lines = vec![String::new(), title];
+    lines.extend(machine_lines(&report.machine));
     for (name, description) in &report.contestants {
         lines.push(format!("{name:9} {description}"));
     }
