@@ -49,6 +49,16 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// For losses and times of single frames, where a moment is too much: no steal time that is seen, and
+    /// half a thousandth spent waiting for a CPU.
+    pub fn strict() -> Self {
+        Self {
+            steal: 0.0,
+            delay: 5e-4,
+            preempted: 40.0,
+        }
+    }
+
     /// Why a slice of this length does not count, if it does not.
     pub fn verdict(&self, seen: &Interference, window: Duration) -> Option<String> {
         let part = |ms: f64| ms / 1e3 / window.as_secs_f64();
@@ -202,6 +212,9 @@ mod tests {
                 .contains("preemptions")
         );
         assert!(limits.verdict(&seen(20.0, 0.0, 0), second / 2).is_some());
+        let strict = Limits::strict();
+        assert!(strict.verdict(&seen(10.0, 0.0, 0), 60 * second).is_some());
+        assert_eq!(strict.verdict(&seen(0.0, 0.4, 40), second), None);
     }
 
     #[test]

@@ -4,17 +4,23 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
 use vswitch_simguest::driver::{RxOptions, TxOptions};
 use vswitch_simguest::{Builder, SimGuest};
 
-use crate::Result;
-use crate::generator::{Ends, FEATURES, MAC_A, MAC_B, RING_SIZE, Wire};
+use crate::cpu::Placement;
+use crate::generator::{Ends, FEATURES, LONGEST, MAC_A, MAC_B, RING_SIZE, Wire};
+use crate::{Error, Result};
 
-pub use mover::Mover;
+pub use mover::{Mover, between_guests};
+pub use ovs::{Ovs, Rules};
 pub use switch::{Switch, built};
 pub use testpmd::Testpmd;
 
+pub mod host;
 mod mover;
+pub mod ovs;
+pub mod pair;
 mod switch;
 mod testpmd;
 
@@ -41,6 +47,34 @@ pub trait Contestant {
     }
 }
 
+/// What contestants and their guests are started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Which CPUs are used.
+    pub placement: Placement,
+    /// Layout of the guests' rings.
+    pub rings: Rings,
+    /// Frames are longer than [`PLAIN`]; peers give that away for speed unless they are asked for it.
+    pub jumbo: bool,
+}
+
+/// Layout of a guest's rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rings {
+    /// Split virtqueues (virtio 1.2, section 2.7).
+    Split,
+    /// Packed virtqueues (section 2.8).
+    Packed,
+}
+
+/// Virtio 1.2, section 6.
+const RING_PACKED: u64 = 1 << 34;
+/// Longest frame that everybody takes without being asked to, bytes.
+pub const PLAIN: usize = 1518;
+/// Largest packet in a jumbo frame, bytes.
+const JUMBO_MTU: usize = 9000;
+
 /// How long a contestant may take until it serves a guest's session.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
 
@@ -51,10 +85,36 @@ struct Guests {
     _sessions: [SimGuest; 2],
 }
 
+impl Setup {
+    /// What the guests negotiate.
+    fn features(&self) -> u64 {
+        match self.rings {
+            Rings::Split => FEATURES,
+            Rings::Packed => FEATURES | RING_PACKED,
+        }
+    }
+}
+
 impl Guests {
-    fn connect(sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
-        let boot = |socket: &PathBuf, mac| -> Result<_> {
-            let mut guest = options(SimGuest::connect_to(socket)).mac(mac).start()?;
+    /// Guests whose contestant listens.
+    fn connect(setup: Setup, sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        let builders = sockets.each_ref().map(SimGuest::connect_to);
+        Self::boot(setup, builders, introduce)
+    }
+
+    /// Guests that listen, one after the other, until their contestant has connected.
+    fn listen(setup: Setup, sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        let builders = sockets.each_ref().map(SimGuest::listen_on);
+        Self::boot(setup, builders, introduce)
+    }
+
+    fn boot(setup: Setup, [a, b]: [Builder; 2], introduce: bool) -> Result<Self> {
+        let boot = |builder: Builder, mac| -> Result<_> {
+            let builder = options(builder).features(setup.features()).mac(mac);
+            let mut guest = builder.start()?;
+            if setup.rings == Rings::Packed && guest.negotiated().virtio & RING_PACKED == 0 {
+                return Err(Error::SplitOnly);
+            }
             let pair = guest.take_queue(0)?;
             Ok((
                 guest,
@@ -64,8 +124,8 @@ impl Guests {
                 },
             ))
         };
-        let (guest_a, a) = boot(&sockets[0], MAC_A)?;
-        let (guest_b, b) = boot(&sockets[1], MAC_B)?;
+        let (guest_a, a) = boot(a, MAC_A)?;
+        let (guest_b, b) = boot(b, MAC_B)?;
         Ok(Self {
             wire: Wire { a, b, introduce },
             _sessions: [guest_a, guest_b],
@@ -75,16 +135,14 @@ impl Guests {
 
 fn options(builder: Builder) -> Builder {
     let (tx, rx) = queue_options();
-    builder
-        .features(FEATURES)
-        .tx_options(tx)
-        .rx_options(rx)
-        .timeout(SESSION_LIMIT)
+    builder.tx_options(tx).rx_options(rx).timeout(SESSION_LIMIT)
 }
 
 fn queue_options() -> (TxOptions, RxOptions) {
     let tx = TxOptions {
         size: RING_SIZE,
+        // Room for the longest frame and the header before it.
+        buffer: LONGEST.next_multiple_of(64) as u32 + 64,
         ..TxOptions::default()
     };
     let rx = RxOptions {

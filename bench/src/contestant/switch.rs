@@ -5,8 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, sockets};
-use crate::cpu::Placement;
+use super::{Contestant, Guests, Setup, sockets};
 use crate::generator::Wire;
 use crate::interference::threads_of;
 use crate::process::Process;
@@ -66,15 +65,15 @@ fn executable(messages: &str) -> Option<PathBuf> {
 
 impl Switch {
     /// Starts `program` and connects two guests.
-    pub fn start(name: &'static str, program: &Path, placement: Placement) -> Result<Self> {
+    pub fn start(name: &'static str, program: &Path, setup: Setup) -> Result<Self> {
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
         let config = dir.path().join("vswitch.yaml");
-        std::fs::write(&config, configuration(dir.path(), placement.worker))
+        std::fs::write(&config, configuration(dir.path(), setup.placement.worker))
             .map_err(Error::io("write a configuration"))?;
         let args = ["--config".to_owned(), config.display().to_string()];
         let process = Process::start(name, dir.path(), program, &args)?;
-        let guests = Guests::connect(&sockets(dir.path()), true)
-            .map_err(|error| process.complain(&error.to_string()))?;
+        let guests = Guests::connect(setup, &sockets(dir.path()), true)
+            .map_err(|error| process.explain(error))?;
         process.favour();
         let version = machine::output(program, &["--version"]).unwrap_or_default();
         Ok(Self {
@@ -129,7 +128,7 @@ impl Contestant for Switch {
     }
 
     fn explain(&mut self, error: Error) -> Error {
-        self.process.complain(&error.to_string())
+        self.process.explain(error)
     }
 }
 

@@ -52,12 +52,13 @@ impl End {
         }
     }
 
+    /// Chains that are there and not yet used. The shared index is read only if fewer than `wanted` are known.
     #[inline]
-    fn available(&mut self) -> u16 {
+    fn available(&mut self, wanted: u16) -> u16 {
         if let Some(packed) = &mut self.packed {
-            return packed.available();
+            return packed.available(wanted);
         }
-        if self.seen == self.next {
+        if self.seen.wrapping_sub(self.next) < wanted {
             self.seen = self.parts.avail_idx();
         }
         self.seen.wrapping_sub(self.next)
@@ -192,10 +193,10 @@ impl Mover {
     /// Moves up to `max` frames; what finds no receive buffer is dropped. Returns how many were delivered.
     #[inline]
     pub fn run(&mut self, max: u16) -> u16 {
-        let count = self.from.available().min(max);
+        let count = self.from.available(1).min(max);
         let mut delivered = 0;
         self.from.fetch(count);
-        if self.to.available() > 0 {
+        if self.to.available(1) > 0 {
             self.to.fetch(count);
         }
         for _ in 0..count {
@@ -217,7 +218,7 @@ impl Mover {
     fn one_to_one(&mut self) -> bool {
         let many = Desc::NEXT | Desc::INDIRECT;
         let header = header_len(self.from.features);
-        if self.to.available() == 0 || header != header_len(self.to.features) {
+        if self.to.available(1) == 0 || header != header_len(self.to.features) {
             return false;
         }
         let (from_head, from) = self.from.first(0);
@@ -259,7 +260,7 @@ impl Mover {
         let mut place = [None, None];
         let mut skip_header = header;
         while rest > 0 {
-            let more = self.to.available() > taken && usize::from(taken) < heads.len();
+            let more = self.to.available(taken + 1) > taken && usize::from(taken) < heads.len();
             if !more || (taken > 0 && self.to.features & virtio::MRG_RXBUF == 0) {
                 self.to.next = first;
                 return false;

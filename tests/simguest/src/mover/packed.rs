@@ -54,10 +54,10 @@ impl PackedEnd {
         self.seen.len() as u16
     }
 
-    /// Chains available; looks only if none is known.
+    /// Chains available; looks only if fewer than `wanted` are known.
     #[inline]
-    pub(super) fn available(&mut self) -> u16 {
-        if self.seen.is_empty() {
+    pub(super) fn available(&mut self, wanted: u16) -> u16 {
+        if self.known() < wanted {
             self.look();
         }
         self.known()
