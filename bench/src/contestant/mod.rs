@@ -2,13 +2,15 @@
 //! one data thread on the worker's CPU, polling.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use vswitch_simguest::driver::{RxOptions, TxOptions};
+use vswitch_simguest::memory::Layout;
 use vswitch_simguest::{Builder, SimGuest};
 
-use crate::Result;
 use crate::generator::{Ends, FEATURES, LONGEST, MAC_A, MAC_B, RING_SIZE, Wire};
+use crate::{Result, machine};
 
 pub use mover::Mover;
 pub use switch::{Switch, built};
@@ -44,6 +46,11 @@ pub trait Contestant {
 /// How long a contestant may take until it serves a guest's session.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
 
+/// Bytes of memory of each guest.
+const GUEST_MEMORY: u64 = 32 << 20;
+/// Free huge pages that are enough: two guests for each of four contestants, and testpmd's own.
+const ENOUGH: u64 = 2 * 4 * (GUEST_MEMORY >> 21) + testpmd::HUGEPAGES;
+
 /// Both guests, connected; their queues are taken out.
 struct Guests {
     wire: Wire,
@@ -77,9 +84,31 @@ fn options(builder: Builder) -> Builder {
     let (tx, rx) = queue_options();
     builder
         .features(FEATURES)
+        .layout(guest_layout())
         .tx_options(tx)
         .rx_options(rx)
         .timeout(SESSION_LIMIT)
+}
+
+/// Guest memory, for all contestants alike: on huge pages if there are enough for all of them and for
+/// testpmd, which is decided once.
+fn guest_layout() -> Layout {
+    static HUGE: OnceLock<bool> = OnceLock::new();
+    let layout = Layout::single(GUEST_MEMORY);
+    if *HUGE.get_or_init(|| machine::free_hugepages() >= ENOUGH) {
+        layout.huge()
+    } else {
+        layout
+    }
+}
+
+/// Whether guests lie on huge pages, in words.
+pub fn guest_pages() -> &'static str {
+    if guest_layout().huge {
+        "huge pages of 2 MiB"
+    } else {
+        "ordinary pages"
+    }
 }
 
 fn queue_options() -> (TxOptions, RxOptions) {

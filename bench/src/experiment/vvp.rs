@@ -1,5 +1,6 @@
 //! `vvp`: guest to switch to guest, one direction, as many frames per second as get through.
 
+use crate::contestant::guest_pages;
 use crate::generator::{FEATURES, Load, RING_SIZE, Timing};
 use crate::interference::Limits;
 use crate::lock::Lock;
@@ -48,7 +49,10 @@ pub fn run(options: &Options) -> Result<Report> {
         .collect();
     let mut report = Report {
         experiment: "vvp".into(),
-        title: "guest to switch to guest, one worker, one direction".into(),
+        title: format!(
+            "guest to switch to guest, one worker, one direction, guests on {}",
+            guest_pages()
+        ),
         unit: "Mpps".into(),
         machine: Notes::take(placement, field.favoured),
         settings,
