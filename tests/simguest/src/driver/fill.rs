@@ -60,7 +60,7 @@ impl Arena {
                 stride: stride as usize,
                 mask: usize::from(count) - 1,
                 // Odd, so that every slot has its turn.
-                step: usize::from(count) * 3 / 8 | 1,
+                step: (usize::from(count) * 3 / 8) | 1,
             },
             free_large: (0..large.len()).collect(),
             large,
