@@ -48,7 +48,9 @@ fn restart(dir: &RunDir, layout: u64) -> Result<()> {
             .start()?,
     ];
     check!(
-        guests.iter().all(|guest| guest.is_packed() == (layout != 0)),
+        guests
+            .iter()
+            .all(|guest| guest.is_packed() == (layout != 0)),
         "the guests have other rings than they should"
     );
     let (started, mut slowest) = (Instant::now(), Duration::ZERO);

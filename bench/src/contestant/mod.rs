@@ -2,15 +2,18 @@
 //! one data thread on the worker's CPU, polling.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Serialize;
 use vswitch_simguest::driver::{RxOptions, TxOptions};
+use vswitch_simguest::features::virtio::RING_PACKED;
+use vswitch_simguest::memory::Layout;
 use vswitch_simguest::{Builder, SimGuest};
 
 use crate::cpu::Placement;
 use crate::generator::{Ends, FEATURES, LONGEST, MAC_A, MAC_B, RING_SIZE, Wire};
-use crate::{Error, Result};
+use crate::{Error, Result, machine};
 
 pub use mover::{Mover, between_guests};
 pub use ovs::{Ovs, Rules};
@@ -68,8 +71,6 @@ pub enum Rings {
     Packed,
 }
 
-/// Virtio 1.2, section 6.
-const RING_PACKED: u64 = 1 << 34;
 /// Longest frame that everybody takes without being asked to, bytes.
 pub const PLAIN: usize = 1518;
 /// Largest packet in a jumbo frame, bytes.
@@ -77,6 +78,12 @@ const JUMBO_MTU: usize = 9000;
 
 /// How long a contestant may take until it serves a guest's session.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
+
+/// Bytes of memory of each guest.
+const GUEST_MEMORY: u64 = 32 << 20;
+/// Free huge pages that are enough: two guests for each of six contestants, testpmd's own, and those of OVS, of which
+/// there may be two.
+const ENOUGH: u64 = 2 * 6 * (GUEST_MEMORY >> 21) + testpmd::HUGEPAGES + 2 * ovs::HUGEPAGES;
 
 /// Both guests, connected; their queues are taken out.
 struct Guests {
@@ -135,7 +142,32 @@ impl Guests {
 
 fn options(builder: Builder) -> Builder {
     let (tx, rx) = queue_options();
-    builder.tx_options(tx).rx_options(rx).timeout(SESSION_LIMIT)
+    builder
+        .layout(guest_layout())
+        .tx_options(tx)
+        .rx_options(rx)
+        .timeout(SESSION_LIMIT)
+}
+
+/// Guest memory, for all contestants alike: on huge pages if there are enough for all of them and for what peers take
+/// themselves, which is decided once.
+fn guest_layout() -> Layout {
+    static HUGE: OnceLock<bool> = OnceLock::new();
+    let layout = Layout::single(GUEST_MEMORY);
+    if *HUGE.get_or_init(|| machine::free_hugepages() >= ENOUGH) {
+        layout.huge()
+    } else {
+        layout
+    }
+}
+
+/// Whether guests lie on huge pages, in words.
+pub fn guest_pages() -> &'static str {
+    if guest_layout().huge {
+        "huge pages of 2 MiB"
+    } else {
+        "ordinary pages"
+    }
 }
 
 fn queue_options() -> (TxOptions, RxOptions) {

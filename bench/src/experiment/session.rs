@@ -146,6 +146,10 @@ impl Field {
 
     /// Enters them into a report, unless they are there already from another setup.
     pub(super) fn enter(&self, report: &mut Report, setup: Setup) {
+        let pages = format!("Guests lie on {}.", contestant::guest_pages());
+        if !report.remarks.contains(&pages) {
+            report.remarks.push(pages);
+        }
         for contestant in &self.contestants {
             let known = |(name, _): &(String, String)| name == contestant.name();
             if !report.contestants.iter().any(known) {
