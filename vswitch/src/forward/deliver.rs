@@ -27,6 +27,11 @@ pub trait Frames {
     fn len(&self) -> usize;
     /// One of them.
     fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop>;
+    /// True if the source itself has found the frame's transport checksum to be right. What a guest says about its own
+    /// frames does not count.
+    fn valid(&self, _i: usize) -> bool {
+        false
+    }
 }
 
 /// What a burst is forwarded against.
@@ -78,7 +83,7 @@ impl Forwarder {
         for i in 0..len {
             let outcome = frames.get(i).and_then(|frame| {
                 bytes += u64::from(frame.len);
-                self.take(ctx, i as u8, &frame)
+                self.take(ctx, i as u8, &frame, frames.valid(i))
             });
             match outcome {
                 Ok(n) => {
@@ -111,9 +116,18 @@ impl Forwarder {
 
     /// Decides about one frame and files it; returns the number of its copies.
     #[inline]
-    fn take(&mut self, ctx: Context<'_>, i: u8, frame: &TxFrame<'_>) -> Result<u64, InputDrop> {
+    fn take(
+        &mut self,
+        ctx: Context<'_>,
+        i: u8,
+        frame: &TxFrame<'_>,
+        data_valid: bool,
+    ) -> Result<u64, InputDrop> {
         // First of all, so that a capture of a dropped frame does not see the offload of an earlier one.
-        let offload = requested(frame);
+        let offload = requested(frame).map(|asked| Offload {
+            data_valid,
+            ..asked
+        });
         if let Some(slot) = self.offloads.get_mut(usize::from(i)) {
             *slot = offload.unwrap_or_default();
         }
