@@ -35,6 +35,14 @@ pub enum Error {
         /// Where it is to be had.
         package: &'static str,
     },
+    /// Too few hugepages are free. Not fatal: the peer is left out.
+    #[error("{wanted} hugepages of 2 MiB must be free, {free} are; see /proc/sys/vm/nr_hugepages")]
+    Hugepages {
+        /// How many are needed.
+        wanted: u64,
+        /// How many there are.
+        free: u64,
+    },
     /// A contestant ended, or does not answer.
     #[error("{whom}: {what}; the last it said:\n{log}")]
     Contestant {

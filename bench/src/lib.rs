@@ -21,7 +21,8 @@
 //! | --- | --- |
 //! | [`experiment`] | what is measured; one file each |
 //! | [`contestant`] | who is measured: the switch, peers, the bare mover |
-//! | [`generator`] | the load: sends, receives, checks, counts |
+//! | [`generator`] | the load: sends, receives, checks, counts; as fast as it goes or at a rate |
+//! | [`histogram`] | how often which latency was seen |
 //! | [`rounds`] | slices in turn, and when there are enough |
 //! | [`probe`], [`interference`] | what the machine does meanwhile |
 //! | [`stats`], [`report`] | medians, ratios, table, JSON, plot |
@@ -29,7 +30,7 @@
 //!
 //! # Limits
 //!
-//! One worker, one queue pair, two CPUs; frames up to 2,036 bytes. Linux on x86-64. Without root it
+//! One worker, one queue pair, two CPUs; frames up to 9,018 bytes. Linux on x86-64. Without root it
 //! works, but nothing can be given priority over other load.
 
 #![forbid(unsafe_code)]
@@ -39,6 +40,7 @@ pub mod cpu;
 mod error;
 pub mod experiment;
 pub mod generator;
+pub mod histogram;
 pub mod interference;
 pub mod lock;
 pub mod machine;

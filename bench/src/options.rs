@@ -32,7 +32,7 @@ pub struct Options {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "testpmd,mover"
+        default_value = "ovs,ovs-flows,testpmd,mover"
     )]
     pub peers: Vec<Peer>,
     /// Undisturbed slices wanted of each contestant in each case [default: 7; with --quick: 5].
@@ -61,6 +61,10 @@ pub enum What {
 /// Who the switch is measured against.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
+    /// Open vSwitch on DPDK, learning addresses (package openvswitch-switch-dpdk).
+    Ovs,
+    /// The same with OpenFlow rules from port to port.
+    OvsFlows,
     /// DPDK's testpmd between two vhost ports, io mode: forwards without looking (package dpdk-dev).
     Testpmd,
     /// One copy from ring to ring in our own process, no switching: the limit.

@@ -8,13 +8,15 @@ use vswitch_simguest::driver::{RxOptions, TxOptions};
 use vswitch_simguest::{Builder, SimGuest};
 
 use crate::Result;
-use crate::generator::{Ends, FEATURES, MAC_A, MAC_B, RING_SIZE, Wire};
+use crate::generator::{Ends, FEATURES, LONGEST, MAC_A, MAC_B, RING_SIZE, Wire};
 
 pub use mover::Mover;
+pub use ovs::{Ovs, Rules};
 pub use switch::{Switch, built};
 pub use testpmd::Testpmd;
 
 mod mover;
+mod ovs;
 mod switch;
 mod testpmd;
 
@@ -52,9 +54,19 @@ struct Guests {
 }
 
 impl Guests {
+    /// Guests whose contestant listens.
     fn connect(sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
-        let boot = |socket: &PathBuf, mac| -> Result<_> {
-            let mut guest = options(SimGuest::connect_to(socket)).mac(mac).start()?;
+        Self::boot(sockets.each_ref().map(SimGuest::connect_to), introduce)
+    }
+
+    /// Guests that listen, one after the other, until their contestant has connected.
+    fn listen(sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        Self::boot(sockets.each_ref().map(SimGuest::listen_on), introduce)
+    }
+
+    fn boot([a, b]: [Builder; 2], introduce: bool) -> Result<Self> {
+        let boot = |builder, mac| -> Result<_> {
+            let mut guest = options(builder).mac(mac).start()?;
             let pair = guest.take_queue(0)?;
             Ok((
                 guest,
@@ -64,8 +76,8 @@ impl Guests {
                 },
             ))
         };
-        let (guest_a, a) = boot(&sockets[0], MAC_A)?;
-        let (guest_b, b) = boot(&sockets[1], MAC_B)?;
+        let (guest_a, a) = boot(a, MAC_A)?;
+        let (guest_b, b) = boot(b, MAC_B)?;
         Ok(Self {
             wire: Wire { a, b, introduce },
             _sessions: [guest_a, guest_b],
@@ -85,6 +97,8 @@ fn options(builder: Builder) -> Builder {
 fn queue_options() -> (TxOptions, RxOptions) {
     let tx = TxOptions {
         size: RING_SIZE,
+        // Room for the longest frame and the header before it.
+        buffer: LONGEST.next_multiple_of(64) as u32 + 64,
         ..TxOptions::default()
     };
     let rx = RxOptions {

@@ -51,8 +51,10 @@ impl Mover {
             Ok((memory, Ends { tx, rx }))
         };
         let ((memory_a, a), (memory_b, b)) = (guest()?, guest()?);
-        let mut mover =
+        let mut there =
             mover::Mover::new((&memory_a, &a.tx, FEATURES), (&memory_b, &b.rx, FEATURES));
+        let mut back =
+            mover::Mover::new((&memory_b, &b.tx, FEATURES), (&memory_a, &a.rx, FEATURES));
 
         let state = Arc::new(AtomicU8::new(STAND));
         let (says, hears) = std::sync::mpsc::channel();
@@ -64,7 +66,7 @@ impl Mover {
             // Who asks has gone only if the start has failed already.
             let _ = says.send(ready.map_err(ToString::to_string));
             if can {
-                obey(&told, || mover.run(BURST) > 0);
+                obey(&told, || there.run(BURST) + back.run(BURST) > 0);
             }
         };
         let builder = std::thread::Builder::new().name("mover".into());

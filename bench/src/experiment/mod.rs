@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::contestant::{self, Contestant, Mover, Switch, Testpmd};
+use crate::contestant::{self, Contestant, Mover, Ovs, Rules, Switch, Testpmd};
 use crate::cpu::{Pinned, Placement, favour_self};
 use crate::generator::{Edge, Load, Timing};
 use crate::interference::{Limits, Watch, this_thread};
@@ -45,6 +45,15 @@ impl Field {
         if let Some(program) = &options.against {
             let other = Switch::start("against", program, placement);
             add("against", other.map(|other| Box::new(other) as _));
+        }
+        for (peer, name, rules) in [
+            (Peer::Ovs, "ovs", Rules::Learning),
+            (Peer::OvsFlows, "ovs-flows", Rules::PortToPort),
+        ] {
+            if options.wants(peer) {
+                let ovs = Ovs::start(rules, placement);
+                add(name, ovs.map(|peer| Box::new(peer) as _));
+            }
         }
         if options.wants(Peer::Testpmd) {
             add(

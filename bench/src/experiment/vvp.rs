@@ -24,7 +24,7 @@ const QUICK_TIMING: Timing = Timing {
 
 fn loads(quick: bool) -> Vec<Load> {
     let sizes: &[usize] = if quick { &QUICK_SIZES } else { &SIZES };
-    let load = |&frame_len: &usize| FLOWS.map(|flows| Load { frame_len, flows });
+    let load = |&frame_len: &usize| FLOWS.map(|flows| Load::new(frame_len, flows));
     sizes.iter().flat_map(load).collect()
 }
 
@@ -91,9 +91,6 @@ mod tests {
     fn quick_is_the_corners() {
         assert_eq!(loads(true).len(), 4);
         assert_eq!(loads(false).len(), 14);
-        assert!(loads(true).contains(&Load {
-            frame_len: 64,
-            flows: 1024
-        }));
+        assert!(loads(true).contains(&Load::new(64, 1024)));
     }
 }

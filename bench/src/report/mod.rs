@@ -99,10 +99,7 @@ pub(crate) mod testing {
             let theirs = vec![sample(0, 20.0, false), sample(1, 10.0, true)];
             let samples = vec![ours, theirs];
             Case {
-                load: Load {
-                    frame_len,
-                    flows: 1024,
-                },
+                load: Load::new(frame_len, 1024),
                 results: sum_up(&names, &samples),
                 samples: names.iter().cloned().zip(samples).collect(),
             }

@@ -9,11 +9,13 @@ use super::Report;
 use crate::probe::Class;
 use crate::{Error, Result};
 
-const COLOURS: [RGBColor; 4] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(31, 95, 168),
     RGBColor(230, 138, 46),
     RGBColor(120, 120, 120),
     RGBColor(70, 150, 90),
+    RGBColor(150, 90, 160),
+    RGBColor(190, 60, 60),
 ];
 const HEIGHT: u32 = 420;
 /// What the labels leave out.

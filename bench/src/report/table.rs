@@ -157,7 +157,9 @@ fn at_the_generators_limit(report: &Report) -> Vec<String> {
             let counted = counted.filter(|sample| sample.counts_for().is_some());
             let idle = Summary::of(counted.map(|sample| sample.generator_idle));
             if idle.is_some_and(|idle| idle.median < HARDLY) {
-                let Load { frame_len, flows } = case.load;
+                let Load {
+                    frame_len, flows, ..
+                } = case.load;
                 found.push(format!("{name} ({frame_len} B, {flows} fl.)"));
             }
         }

@@ -40,9 +40,10 @@ impl End {
         }
     }
 
+    /// Chains that are there and not yet used. The shared index is read only if fewer than `wanted` are known.
     #[inline]
-    fn available(&mut self) -> u16 {
-        if self.seen == self.next {
+    fn available(&mut self, wanted: u16) -> u16 {
+        if self.seen.wrapping_sub(self.next) < wanted {
             self.seen = self.parts.avail_idx();
         }
         self.seen.wrapping_sub(self.next)
@@ -150,10 +151,10 @@ impl Mover {
     /// Moves up to `max` frames; what finds no receive buffer is dropped. Returns how many were delivered.
     #[inline]
     pub fn run(&mut self, max: u16) -> u16 {
-        let count = self.from.available().min(max);
+        let count = self.from.available(1).min(max);
         let mut delivered = 0;
         self.from.fetch(count);
-        if self.to.available() > 0 {
+        if self.to.available(1) > 0 {
             self.to.fetch(count);
         }
         for _ in 0..count {
@@ -175,7 +176,7 @@ impl Mover {
     fn one_to_one(&mut self) -> bool {
         let many = Desc::NEXT | Desc::INDIRECT;
         let header = header_len(self.from.features);
-        if self.to.available() == 0 || header != header_len(self.to.features) {
+        if self.to.available(1) == 0 || header != header_len(self.to.features) {
             return false;
         }
         let from_head = self.from.parts.avail_entry(self.from.next);
@@ -219,7 +220,7 @@ impl Mover {
         let mut place = [None, None];
         let mut skip_header = header;
         while rest > 0 {
-            let more = self.to.available() > taken && usize::from(taken) < heads.len();
+            let more = self.to.available(taken + 1) > taken && usize::from(taken) < heads.len();
             if !more || (taken > 0 && self.to.features & virtio::MRG_RXBUF == 0) {
                 self.to.next = first;
                 return false;

@@ -580,6 +580,36 @@ impl RxFrame<'_> {
         usize::from(self.len > 0) + self.rest.len()
     }
 
+    /// Four bytes at `offset`, little endian; 0 if the frame ends before.
+    #[inline(always)]
+    pub fn load_u32(&self, offset: usize) -> u32 {
+        if offset.saturating_add(4) <= self.first.1 as usize {
+            return self.slots.load_u32(self.first.0 + offset);
+        }
+        u32::from_le_bytes(self.scattered(offset))
+    }
+
+    /// Whether the `len` bytes from `offset` on count up from `key` as [`super::Slot::write_words`] writes them.
+    #[inline]
+    pub fn has_words(&self, offset: usize, len: usize, key: u64) -> bool {
+        if offset.saturating_add(len) <= self.first.1 as usize {
+            return self.slots.has_words(self.first.0 + offset, len, key);
+        }
+        self.has_scattered_words(offset, len, key)
+    }
+
+    #[cold]
+    fn has_scattered_words(&self, offset: usize, len: usize, key: u64) -> bool {
+        let mut bytes = [0; 512];
+        (0..len).step_by(bytes.len()).all(|at| {
+            let count = bytes.len().min(len - at);
+            let part = &mut bytes[..count];
+            let words = (at as u64 / 8..).map(|n| key.wrapping_add(n).to_le_bytes());
+            self.copy_out(offset + at, part) == count
+                && part.chunks(8).zip(words).all(|(a, b)| *a == b[..a.len()])
+        })
+    }
+
     /// Eight bytes at `offset`, little endian; 0 if the frame ends before.
     #[inline(always)]
     pub fn load_u64(&self, offset: usize) -> u64 {

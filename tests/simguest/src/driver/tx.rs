@@ -409,6 +409,14 @@ impl Slot<'_> {
         self.slots.store_u128(self.start + offset, value);
     }
 
+    /// Writes `len` bytes that count up from `key` in little-endian words of eight, the last one cut short; not beyond
+    /// the slot's end.
+    #[inline]
+    pub fn write_words(&mut self, offset: usize, len: usize, key: u64) {
+        let len = len.min((self.room as usize).saturating_sub(offset));
+        self.slots.write_words(self.start + offset, len, key);
+    }
+
     /// Overwrites any bytes; those beyond the slot's end are left out.
     #[inline]
     pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) {

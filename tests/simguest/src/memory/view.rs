@@ -314,6 +314,56 @@ impl Window<'_, u8> {
         count
     }
 
+    /// Writes `len` bytes that count up from `key` in little-endian words of eight, the last one cut short.
+    ///
+    /// # Panics
+    /// If they leave the window.
+    #[inline]
+    pub fn write_words(&self, offset: usize, len: usize, key: u64) {
+        assert!(self.has(offset, len), "words leave the view");
+        let words = len / 8;
+        for n in 0..words {
+            let word = key.wrapping_add(n as u64).to_le();
+            // SAFETY: 8 * words <= len bytes from offset are in bounds (checked), the mapping is writable.
+            unsafe {
+                self.base
+                    .add(offset + 8 * n)
+                    .cast::<u64>()
+                    .as_ptr()
+                    .write_unaligned(word);
+            };
+        }
+        let last = key.wrapping_add(words as u64).to_le_bytes();
+        for (at, byte) in (offset + 8 * words..offset + len).zip(last) {
+            self.store(at, byte);
+        }
+    }
+
+    /// Whether `len` bytes count up from `key` as [`Window::write_words`] writes them. All of them are read.
+    ///
+    /// # Panics
+    /// If they leave the window.
+    #[inline]
+    pub fn has_words(&self, offset: usize, len: usize, key: u64) -> bool {
+        assert!(self.has(offset, len), "words leave the view");
+        let words = len / 8;
+        let mut wrong = 0;
+        for n in 0..words {
+            // SAFETY: 8 * words <= len bytes from offset are in bounds (checked), any bits are a valid integer.
+            let word = unsafe {
+                self.base
+                    .add(offset + 8 * n)
+                    .cast::<u64>()
+                    .as_ptr()
+                    .read_unaligned()
+            };
+            wrong |= u64::from_le(word) ^ key.wrapping_add(n as u64);
+        }
+        let last = key.wrapping_add(words as u64).to_le_bytes();
+        let rest = offset + 8 * words..offset + len;
+        wrong == 0 && rest.zip(last).all(|(at, byte)| self.load(at) == byte)
+    }
+
     #[inline(always)]
     fn has(&self, offset: usize, size: usize) -> bool {
         offset.checked_add(size).is_some_and(|end| end <= self.len)
