@@ -61,18 +61,21 @@ pub fn run(options: &Options) -> Result<()> {
             print!("{}", options::list());
             Ok(())
         }
-        What::Vvp => {
-            let report = experiment::vvp::run(options)?;
-            print!("{}", report::table::render(&report));
-            if let Some(path) = &options.json {
-                report::write_json(&report, path)?;
-                println!("raw samples: {}", path.display());
-            }
-            if let Some(path) = &options.svg {
-                report::plot::write(&report, path)?;
-                println!("plot: {}", path.display());
-            }
-            Ok(())
-        }
+        What::Vvp => tell(&experiment::vvp::run(options)?, options),
+        What::Pvp => tell(&experiment::pvp::run(options)?, options),
     }
+}
+
+/// Prints a report and writes the files asked for.
+fn tell(report: &report::Report, options: &Options) -> Result<()> {
+    print!("{}", report::table::render(report));
+    if let Some(path) = &options.json {
+        report::write_json(report, path)?;
+        println!("raw samples: {}", path.display());
+    }
+    if let Some(path) = &options.svg {
+        report::plot::write(report, path)?;
+        println!("plot: {}", path.display());
+    }
+    Ok(())
 }

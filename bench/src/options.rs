@@ -56,6 +56,8 @@ pub enum What {
     List,
     /// Guest to switch to guest: frames per second by frame size and number of flows.
     Vvp,
+    /// NIC to switch to guest and back: the same with a DPDK port on one side, both directions at once.
+    Pvp,
 }
 
 /// Who the switch is measured against.

@@ -15,6 +15,23 @@ pub use ovs::{Ovs, Rules};
 pub use switch::{Switch, built};
 pub use testpmd::Testpmd;
 
+/// What guest A's side of a contestant is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// A vhost-user port of the contestant's own.
+    Guest,
+    /// A port on a device of DPDK, as a NIC would be: its vhost driver, `net_vhost`, which runs in the
+    /// contestant. What guest A does is then what a wire does.
+    Nic,
+}
+
+impl Near {
+    /// The device argument of a NIC that listens on this socket.
+    fn device(socket: &std::path::Path) -> String {
+        format!("net_vhost0,iface={}", socket.display())
+    }
+}
+
 mod mover;
 mod ovs;
 mod switch;
@@ -62,6 +79,11 @@ impl Guests {
     /// Guests that listen, one after the other, until their contestant has connected.
     fn listen(sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
         Self::boot(sockets.each_ref().map(SimGuest::listen_on), introduce)
+    }
+
+    /// A NIC listens whatever the contestant; at its other port the guest does.
+    fn nic([a, b]: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        Self::boot([SimGuest::connect_to(a), SimGuest::listen_on(b)], introduce)
     }
 
     fn boot([a, b]: [Builder; 2], introduce: bool) -> Result<Self> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, sockets};
+use super::{Contestant, Guests, Near, sockets};
 use crate::cpu::Placement;
 use crate::generator::Wire;
 use crate::interference::threads_of;
@@ -54,7 +54,7 @@ pub struct Ovs {
 
 impl Ovs {
     /// Starts database and switch and waits for the switch to connect to two guests.
-    pub fn start(rules: Rules, placement: Placement) -> Result<Self> {
+    pub fn start(rules: Rules, placement: Placement, near: Near) -> Result<Self> {
         if !Path::new(PROGRAM).is_file() {
             return Err(missing(PROGRAM));
         }
@@ -62,10 +62,15 @@ impl Ovs {
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
         let path = dir.path();
         let database = start_database(path)?;
-        control("ovs-vsctl", &setup(path, placement))?;
+        control("ovs-vsctl", &setup(path, placement, near))?;
         let process = start(rules.name(), path, PROGRAM, &[db(path)])?;
         let failed = |error: Error| process.complain(&error.to_string());
-        let guests = Guests::listen(&sockets(path), rules == Rules::Learning).map_err(failed)?;
+        let introduce = rules == Rules::Learning;
+        let guests = match near {
+            Near::Guest => Guests::listen(&sockets(path), introduce),
+            Near::Nic => Guests::nic(&sockets(path), introduce),
+        };
+        let guests = guests.map_err(failed)?;
         if rules == Rules::PortToPort {
             replace_rules(path).map_err(failed)?;
         }
@@ -129,7 +134,7 @@ fn start_database(dir: &Path) -> Result<Process> {
 }
 
 /// Everything that the switch is to find in the database when it starts.
-fn setup(dir: &Path, placement: Placement) -> Vec<String> {
+fn setup(dir: &Path, placement: Placement, near: Near) -> Vec<String> {
     let set = |key: &str, value: &str| format!("other_config:{key}={value}");
     let mut args = vec![format!("--db={}", db(dir)), "--no-wait".into()];
     args.extend(["--", "init", "--", "set", "Open_vSwitch", "."].map(String::from));
@@ -149,11 +154,16 @@ fn setup(dir: &Path, placement: Placement) -> Vec<String> {
     for (port, (name, socket)) in ["a", "b"].iter().zip(sockets(dir)).enumerate() {
         args.extend(["--", "add-port", "br0", name].map(String::from));
         args.extend(["--", "set", "interface", name].map(String::from));
-        args.extend([
-            "type=dpdkvhostuserclient".into(),
-            format!("options:vhost-server-path={}", socket.display()),
-            format!("ofport_request={}", port + 1),
-        ]);
+        if port == 0 && near == Near::Nic {
+            args.push("type=dpdk".into());
+            let device = Near::device(&socket);
+            // Else the database takes the comma for its own.
+            args.push(format!("options:dpdk-devargs=\"{device}\""));
+        } else {
+            args.push("type=dpdkvhostuserclient".into());
+            args.push(format!("options:vhost-server-path={}", socket.display()));
+        }
+        args.push(format!("ofport_request={}", port + 1));
     }
     args
 }
@@ -259,7 +269,7 @@ mod tests {
             generator: 2,
             worker: 5,
         };
-        let args = setup(Path::new("/d"), placement);
+        let args = setup(Path::new("/d"), placement, Near::Guest);
         for wanted in [
             "other_config:pmd-cpu-mask=0x20",
             "other_config:dpdk-lcore-mask=0x4",
@@ -268,5 +278,12 @@ mod tests {
         ] {
             assert!(args.iter().any(|arg| arg == wanted), "{wanted}: {args:?}");
         }
+        let args = setup(Path::new("/d"), placement, Near::Nic);
+        let wanted = "options:dpdk-devargs=\"net_vhost0,iface=/d/a.sock\"";
+        assert!(args.iter().any(|arg| arg == wanted), "{args:?}");
+        assert!(
+            args.iter()
+                .any(|arg| arg == "options:vhost-server-path=/d/b.sock")
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, sockets};
+use super::{Contestant, Guests, Near, sockets};
 use crate::cpu::Placement;
 use crate::generator::Wire;
 use crate::interference::threads_of;
@@ -54,6 +54,10 @@ pub fn built() -> Result<PathBuf> {
         .ok_or_else(|| Error::Build("cargo names no program".into()))
 }
 
+/// DPDK's memory where there is a NIC, MiB, and the hugepages of 2 MiB that takes.
+const MEMORY: u64 = 128;
+const HUGEPAGES: u64 = MEMORY / 2;
+
 /// The program that cargo's messages name.
 fn executable(messages: &str) -> Option<PathBuf> {
     let messages = messages
@@ -65,12 +69,18 @@ fn executable(messages: &str) -> Option<PathBuf> {
 }
 
 impl Switch {
-    /// Starts `program` and connects two guests.
-    pub fn start(name: &'static str, program: &Path, placement: Placement) -> Result<Self> {
+    /// Starts `program` and connects two guests, one of them by a NIC if asked to.
+    pub fn start(
+        name: &'static str,
+        program: &Path,
+        placement: Placement,
+        near: Near,
+    ) -> Result<Self> {
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
         let config = dir.path().join("vswitch.yaml");
-        std::fs::write(&config, configuration(dir.path(), placement.worker))
-            .map_err(Error::io("write a configuration"))?;
+        let hugepages = machine::free_hugepages() >= HUGEPAGES;
+        let text = configuration(dir.path(), placement.worker, near, hugepages);
+        std::fs::write(&config, text).map_err(Error::io("write a configuration"))?;
         let args = ["--config".to_owned(), config.display().to_string()];
         let process = Process::start(name, dir.path(), program, &args)?;
         let guests = Guests::connect(&sockets(dir.path()), true)
@@ -87,15 +97,24 @@ impl Switch {
     }
 }
 
-fn configuration(dir: &Path, core: usize) -> String {
+fn configuration(dir: &Path, core: usize, near: Near, hugepages: bool) -> String {
     let [a, b] = sockets(dir);
+    let (dpdk, a) = match near {
+        Near::Guest => (
+            String::new(),
+            format!("vhost-user: {{ socket: {} }}", a.display()),
+        ),
+        Near::Nic => (
+            format!("dpdk: {{ memory: {MEMORY}, hugepages: {hugepages} }}\n"),
+            format!("dpdk: {{ device: \"{}\" }}", Near::device(&a)),
+        ),
+    };
     format!(
         "control: {{ socket: {dir}/control.sock }}\n\
          workers: [ {{ core: {core}, busy-poll: always }} ]\n\
          bridges: {{ br0: {{ mtu: 9000 }} }}\n\
-         ports:\n  a: {{ vhost-user: {{ socket: {a} }} }}\n  b: {{ vhost-user: {{ socket: {b} }} }}\n",
+         {dpdk}ports:\n  a: {{ {a} }}\n  b: {{ vhost-user: {{ socket: {b} }} }}\n",
         dir = dir.display(),
-        a = a.display(),
         b = b.display(),
     )
 }
@@ -148,9 +167,13 @@ mod tests {
 
     #[test]
     fn the_configuration_names_core_and_sockets() {
-        let text = configuration(Path::new("/d"), 3);
+        let text = configuration(Path::new("/d"), 3, Near::Guest, false);
         assert!(
             text.contains("core: 3") && text.contains("/d/a.sock") && text.contains("/d/b.sock")
         );
+        assert!(!text.contains("dpdk"));
+        let text = configuration(Path::new("/d"), 3, Near::Nic, true);
+        assert!(text.contains("device: \"net_vhost0,iface=/d/a.sock\""));
+        assert!(text.contains("hugepages: true"));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::contestant::{self, Contestant, Mover, Ovs, Rules, Switch, Testpmd};
+use crate::contestant::{self, Contestant, Mover, Near, Ovs, Rules, Switch, Testpmd};
 use crate::cpu::{Pinned, Placement, favour_self};
 use crate::generator::{Edge, Load, Timing};
 use crate::interference::{Limits, Watch, this_thread};
@@ -11,6 +11,7 @@ use crate::probe::{self, Class};
 use crate::rounds::Sample;
 use crate::{Options, Peer, Result};
 
+pub mod pvp;
 pub mod vvp;
 
 /// Who takes part, and where.
@@ -24,15 +25,16 @@ struct Field {
 }
 
 impl Field {
-    /// Starts the switch and the peers asked for; all of them stand still.
-    fn start(options: &Options) -> Result<Self> {
+    /// Starts the switch and the peers asked for; all of them stand still. Two vhost ports are what testpmd
+    /// and the mover have in either case.
+    fn start(options: &Options, near: Near) -> Result<Self> {
         let placement = options.placement()?;
         let program: PathBuf = match &options.vswitchd {
             Some(program) => program.clone(),
             None => contestant::built()?,
         };
         let favoured = favour_self();
-        let mut switch = Switch::start("vswitch", &program, placement)?;
+        let mut switch = Switch::start("vswitch", &program, placement, near)?;
         switch.stop()?;
         let mut contestants: Vec<Box<dyn Contestant>> = vec![Box::new(switch)];
         let mut skipped = Vec::new();
@@ -43,7 +45,7 @@ impl Field {
             Err(reason) => skipped.push(format!("{name}: {reason}")),
         };
         if let Some(program) = &options.against {
-            let other = Switch::start("against", program, placement);
+            let other = Switch::start("against", program, placement, near);
             add("against", other.map(|other| Box::new(other) as _));
         }
         for (peer, name, rules) in [
@@ -51,7 +53,7 @@ impl Field {
             (Peer::OvsFlows, "ovs-flows", Rules::PortToPort),
         ] {
             if options.wants(peer) {
-                let ovs = Ovs::start(rules, placement);
+                let ovs = Ovs::start(rules, placement, near);
                 add(name, ovs.map(|peer| Box::new(peer) as _));
             }
         }

@@ -1,5 +1,6 @@
 //! `vvp`: guest to switch to guest, one direction, as many frames per second as get through.
 
+use crate::contestant::Near;
 use crate::generator::{FEATURES, Load, RING_SIZE, Timing};
 use crate::interference::Limits;
 use crate::lock::Lock;
@@ -30,8 +31,19 @@ fn loads(quick: bool) -> Vec<Load> {
 
 /// Measures all cases.
 pub fn run(options: &Options) -> Result<Report> {
+    let title = "guest to switch to guest, one worker, one direction";
+    measure(options, ("vvp", title), Near::Guest, &loads(options.quick))
+}
+
+/// Measures these loads, in frames per second.
+pub(super) fn measure(
+    options: &Options,
+    (experiment, title): (&str, &str),
+    near: Near,
+    loads: &[Load],
+) -> Result<Report> {
     let _lock = Lock::take()?;
-    let mut field = super::Field::start(options)?;
+    let mut field = super::Field::start(options, near)?;
     let placement = field.placement;
     let timing = if options.quick { QUICK_TIMING } else { TIMING };
     let settings = Settings {
@@ -47,8 +59,8 @@ pub fn run(options: &Options) -> Result<Report> {
         .map(|c| c.name().to_owned())
         .collect();
     let mut report = Report {
-        experiment: "vvp".into(),
-        title: "guest to switch to guest, one worker, one direction".into(),
+        experiment: experiment.into(),
+        title: title.into(),
         unit: "Mpps".into(),
         machine: Notes::take(placement, field.favoured),
         settings,
@@ -60,7 +72,7 @@ pub fn run(options: &Options) -> Result<Report> {
         skipped: field.skipped.clone(),
         cases: Vec::new(),
     };
-    for load in loads(options.quick) {
+    for &load in loads {
         eprintln!("{} bytes, {} flows", load.frame_len, load.flows);
         let samples = settings
             .schedule
