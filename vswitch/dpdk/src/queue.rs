@@ -197,6 +197,33 @@ impl fmt::Debug for TxQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Eal, EalConfig, MempoolConfig, Stock};
+
+    // The only test of this program that starts DPDK. No driver that frees unseen runs without hardware, so the
+    // queue's part is tested here.
+    #[test]
+    fn whole_frames_of_one_pool_pass() {
+        let eal = Eal::init(&EalConfig::default()).unwrap();
+        let config = MempoolConfig {
+            count: 128,
+            ..MempoolConfig::default()
+        };
+        let (own, other) = (
+            Mempool::new(eal, config).unwrap(),
+            Mempool::new(eal, config).unwrap(),
+        );
+        let mut burst = MbufBurst::new();
+        let sizes = [60, 3000, 60, 2048, 3000, 61];
+        for (pool, len) in [own, own, other, own, other, own].into_iter().zip(sizes) {
+            let mbuf = Stock::new(pool).frame(len, |_, room| room.len()).unwrap();
+            burst.push(mbuf).unwrap();
+        }
+        assert_eq!(refuse(&mut burst, |m| m.is_whole_of(own)), 0b01_0110);
+        let left: Vec<u32> = burst.iter().map(Mbuf::len).collect();
+        assert_eq!(left, [60, 2048, 61]);
+        drop(burst);
+        assert_eq!((own.available(), other.available()), (128, 128));
+    }
 
     #[test]
     fn places_of_what_was_refused_twice() {
