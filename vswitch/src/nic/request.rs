@@ -6,8 +6,6 @@
 //! options, unfragmented, nothing behind the packet. Segmentation also needs a device that takes as many buffers as the
 //! frame fills, a segment size that every device takes, and no CWR, which devices repeat or not as they like.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use vswitch_dpdk::{IpVersion, Transport, TxCapabilities, TxOffload};
 use vswitch_packet::{Fragment, L3, L4, Offload, Parsed, Sum, Tcp, parse};
 
@@ -110,7 +108,7 @@ fn network(parsed: &Parsed, len: usize) -> Option<Network> {
             Network {
                 ip: IpVersion::V4,
                 header: IPV4_LEN,
-                pseudo: Sum::pseudo_v4(Ipv4Addr::from(ip.src), Ipv4Addr::from(ip.dst), tcp, 0),
+                pseudo: Sum::pseudo_v4(ip.src, ip.dst, tcp, 0),
             },
             usize::from(ip.total_len),
         ),
@@ -118,7 +116,7 @@ fn network(parsed: &Parsed, len: usize) -> Option<Network> {
             Network {
                 ip: IpVersion::V6,
                 header: IPV6_LEN,
-                pseudo: Sum::pseudo_v6(Ipv6Addr::from(ip.src), Ipv6Addr::from(ip.dst), tcp, 0),
+                pseudo: Sum::pseudo_v6(ip.src, ip.dst, tcp, 0),
             },
             usize::from(IPV6_LEN) + usize::from(ip.payload_len),
         ),
