@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use vswitch_simguest::SimGuest;
-use vswitch_simguest::VirtioNetHdr;
+use vswitch_api::rpc::{FdbFilter, methods};
 use vswitch_simguest::features::virtio::{CSUM, GUEST_CSUM};
-use vswitch_simguest::frames::{Eth, Ip, udp};
+use vswitch_simguest::frames::{Eth, tcp_gso, udp, verify_train};
+use vswitch_simguest::{Builder, SimGuest, VirtioNetHdr};
 use vswitch_tests::machine::{need_program, need_root};
 use vswitch_tests::{Error, Result, RunDir, Switch, cases, check};
 
@@ -22,6 +22,7 @@ cases!("nic":
     the_same_with_a_tag_on_the_wire,
     jumbo_frames_are_spread_over_buffers,
     a_checksum_that_the_device_has_checked_is_told,
+    segments_of_a_burst_become_a_train_for_who_takes_one,
 );
 
 /// Two switches: guests 1 to 6 on the near one, whose NIC is served by a port of the far one, where guests 7 to 12 are.
@@ -273,9 +274,9 @@ fn jumbo_frames_are_spread_over_buffers(dir: &RunDir) -> Result<()> {
     complaints(&far)
 }
 
-/// What a guest sends goes by a packet socket to the kernel's end of a tap, and out of the tap, whose driver checks
-/// checksums, to another guest.
-fn a_checksum_that_the_device_has_checked_is_told(dir: &RunDir) -> Result<()> {
+/// vm1 on a bridge with a packet socket, which looks into the kernel's end of a tap; vm2 and vm3 on another bridge, with
+/// the tap, whose driver checks checksums.
+fn by_a_tap(dir: &RunDir, build: impl Fn(u8, Builder) -> Builder) -> Result<Net<'_>> {
     need_root("tap devices of DPDK")?;
     need_program("ip", "iproute2")?;
     let tap = format!("vsn{}", std::process::id());
@@ -286,11 +287,7 @@ fn a_checksum_that_the_device_has_checked_is_told(dir: &RunDir) -> Result<()> {
          vm3: {{ bridge: br1, vhost-user: {{ socket: $RUN/vm3.sock }} }}\n  \
          tap: {{ bridge: br1, dpdk: {{ device: \"net_tap0,iface={tap}\" }} }}\n"
     );
-    // vm2 takes partial checksums, and with them word of checked ones; vm3 does not.
-    let mut net = Net::with(dir, &first, 3, |n, builder| match n {
-        2 => builder.with(CSUM | GUEST_CSUM),
-        _ => builder.without(CSUM | GUEST_CSUM),
-    })?;
+    let net = Net::with(dir, &first, 3, build)?;
     let up = std::process::Command::new("ip")
         .args(["link", "set", &tap, "addrgenmode", "none", "up"])
         .status();
@@ -303,8 +300,19 @@ fn a_checksum_that_the_device_has_checked_is_told(dir: &RunDir) -> Result<()> {
     ))?;
     net.switch.reload()?;
     net.switch.wait_up("socket", SOON)?;
+    Ok(net)
+}
 
-    let ip = Ip::new([10, 0, 0, 1], [10, 0, 0, 2]);
+/// What a guest sends goes by a packet socket to the kernel's end of a tap, and out of the tap, whose driver checks
+/// checksums, to another guest.
+fn a_checksum_that_the_device_has_checked_is_told(dir: &RunDir) -> Result<()> {
+    // vm2 takes partial checksums, and with them word of checked ones; vm3 does not.
+    let mut net = by_a_tap(dir, |n, builder| match n {
+        2 => builder.with(CSUM | GUEST_CSUM),
+        _ => builder.without(CSUM | GUEST_CSUM),
+    })?;
+
+    let [ip, _] = families();
     for (to, valid) in [(2, VirtioNetHdr::F_DATA_VALID), (3, 0)] {
         let good = udp(&Eth::new(mac(to), mac(1)), &ip, 1, 2, &payload(100));
         let mut bad = good.clone();
@@ -333,4 +341,78 @@ fn a_checksum_that_the_device_has_checked_is_told(dir: &RunDir) -> Result<()> {
         "two wrong checksums were counted as {bad:?}"
     );
     net.switch.accounted().map(drop)
+}
+
+fn segments_of_a_burst_become_a_train_for_who_takes_one(dir: &RunDir) -> Result<()> {
+    // Kinds by number: 2 takes trains, 3 takes partial checksums only.
+    let mut net = by_a_tap(dir, |n, builder| {
+        with_offloads([5, 5, 3][usize::from(n) - 1], builder)
+    })?;
+    for n in [2, 3] {
+        net.send(n, &numbered(BROADCAST, mac(n), 0))?;
+        // The packet socket hears it too, so the other bridge learns it as well.
+        net.switch.until("an address to be learnt", SOON, || {
+            let all = net
+                .switch
+                .call::<methods::FdbShow>(&FdbFilter::default())?
+                .entries;
+            let known = all.iter().any(|e| e.mac.0 == mac(n) && e.port == port(n));
+            check!(known, "nobody knows vm{n}");
+            Ok(())
+        })?;
+    }
+    for (to, takes) in [(2, true), (3, false)] {
+        net.received(to)?;
+        for ip in families() {
+            // The last one is full, short, and one byte long.
+            for size in [14_000, 14_700, 28_001] {
+                let eth = Eth::new(mac(to), mac(1));
+                let header = header(1, to, size == 14_700);
+                let (hdr, train) = tcp_gso(&eth, &ip, &header, &payload(size), 1400);
+                net.vm(1)
+                    .send_shaped(&hdr, &train, &vswitch_simguest::driver::Shape::joined())?;
+                let segments = size.div_ceil(1400);
+                let guest = net.vm(to);
+                let mut bytes = 0;
+                let frames = until_enough(|| {
+                    let mut got = guest.recv_all(Duration::ZERO, usize::MAX)?;
+                    got.retain(|f| f.bytes.starts_with(&train[..14]));
+                    bytes += got
+                        .iter()
+                        .map(|f| f.bytes.len() - (train.len() - size))
+                        .sum::<usize>();
+                    Ok((got, bytes >= size))
+                })?;
+                let parts: Vec<_> = frames.into_iter().map(|f| (f.header, f.bytes)).collect();
+                verify_train(&train, 1400, &parts)
+                    .map_err(|e| Error::Failed(format!("{size} bytes to vm{to}: {e}")))?;
+                // The driver may have had a part of them only when it was asked.
+                let want = if takes {
+                    parts.len() < segments
+                } else {
+                    parts.len() == segments
+                };
+                check!(
+                    want,
+                    "{segments} segments came to vm{to} as {} frames",
+                    parts.len()
+                );
+            }
+        }
+    }
+    net.switch.accounted().map(drop)
+}
+
+/// Collects until `more` has enough, or no more come.
+fn until_enough<T>(mut more: impl FnMut() -> Result<(Vec<T>, bool)>) -> Result<Vec<T>> {
+    let end = Instant::now() + SOON;
+    let mut all = Vec::new();
+    loop {
+        let (got, enough) = more()?;
+        all.extend(got);
+        if enough || Instant::now() > end {
+            return Ok(all);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }

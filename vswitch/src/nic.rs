@@ -4,7 +4,8 @@
 //! its configuration asks for, each owned by a worker, and a transmit queue for each worker where it has so many. Transmit
 //! queues are behind locks, which are contended only where workers share one.
 //!
-//! Frames from a NIC are read where they lie; frames to a NIC are copied into packet buffers, which is their one copy.
+//! Frames from a NIC are read where they lie, trains of TCP segments as one frame where the receiver takes that ([`gro`]);
+//! frames to a NIC are copied into packet buffers, which is their one copy.
 //! What a sender left to offloads the device does where it can ([`request`]), and software where not, with the same
 //! result.
 //!
@@ -23,11 +24,13 @@ use crate::forward::PortRef;
 use crate::worker::{QueueKey, Workers};
 
 mod dpdk;
+mod gro;
 mod input;
 mod output;
 mod request;
 
 pub use dpdk::adopt_thread;
+pub use gro::receiver;
 pub use input::{NicBurst, NicInput, SEGMENTS};
 pub use output::NicOutput;
 
