@@ -21,6 +21,7 @@ cases!("nic":
     what_is_left_undone_reaches_the_far_side_as_software_would_have_sent_it,
     the_same_with_a_tag_on_the_wire,
     jumbo_frames_are_spread_over_buffers,
+    dpdks_own_vhost_is_a_nic_like_any_other,
     a_checksum_that_the_device_has_checked_is_told,
     segments_of_a_burst_become_a_train_for_who_takes_one,
 );
@@ -272,6 +273,37 @@ fn jumbo_frames_are_spread_over_buffers(dir: &RunDir) -> Result<()> {
     }
     pair.close()?;
     complaints(&far)
+}
+
+fn dpdks_own_vhost_is_a_nic_like_any_other(dir: &RunDir) -> Result<()> {
+    let config = "bridges: { br0: { mtu: 9000 } }\nports:\n  \
+         vm1: { dpdk: { device: \"net_vhost0,iface=$RUN/vm1.sock\" } }\n  \
+         vm2: { vhost-user: { socket: $RUN/vm2.sock } }\n";
+    let mut net = Net::new(dir, config, 2)?;
+    for n in [1, 2] {
+        net.send(n, &numbered(BROADCAST, mac(n), 0))?;
+        net.wait_known(mac(n), &port(n))?;
+    }
+    for n in [1, 2] {
+        let hello = net.vm(n);
+        until(1, || Ok(hello.recv_all(Duration::ZERO, usize::MAX)?))?;
+    }
+    for len in [60, 1514, 2048, 2049, 9014] {
+        for (from, to) in [(1, 2), (2, 1)] {
+            let mut frame = numbered(mac(to), mac(from), len as u32);
+            let bytes = payload(len);
+            frame.extend(&bytes[frame.len()..]);
+            net.send(from, &frame)?;
+            let guest = net.vm(to);
+            let got = until(1, || Ok(guest.recv_all(Duration::ZERO, usize::MAX)?))?;
+            check!(
+                got.len() == 1 && got[0].bytes == frame,
+                "{len} bytes from vm{from} came as {:?}",
+                got.iter().map(|f| hex(&f.bytes)).collect::<Vec<_>>()
+            );
+        }
+    }
+    net.switch.accounted().map(drop)
 }
 
 /// vm1 on a bridge with a packet socket, which looks into the kernel's end of a tap; vm2 and vm3 on another bridge, with

@@ -133,7 +133,7 @@ pub(crate) fn room_needed(caps: &Capabilities, device: &DeviceArg, mtu: u16) -> 
         // Wants room for a whole slot without its header.
         AF_PACKET => af_packet_slot(device).saturating_sub(32),
         // Spread frames without saying so, or hand on buffers as they are.
-        "net_pcap" | "net_ring" => 0,
+        "net_pcap" | "net_ring" | "net_vhost" => 0,
         _ if caps.rx.scatter => 0,
         _ => u32::from(mtu) + FRAME_OVERHEAD,
     }

@@ -287,6 +287,11 @@ impl Mbuf {
         Ok(at + room as u32)
     }
 
+    /// True if it asks for anything, or was received with a mark.
+    pub(crate) fn has_flags(&self) -> bool {
+        self.flags() != 0
+    }
+
     /// True if it is one buffer of this pool, which a driver may give back without a look.
     pub(crate) fn is_whole_of(&self, pool: Mempool) -> bool {
         let owner: *mut dpdk_sys::rte_mempool = self.first().get(dpdk_sys::DPDK_MBUF_POOL);

@@ -99,7 +99,8 @@ impl TxQueue {
         let mut refused = self
             .only
             .map_or(0, |pool| refuse(burst, |mbuf| mbuf.is_whole_of(pool)));
-        if self.prepare {
+        // A burst that asks for nothing needs no look.
+        if self.prepare && burst.iter().any(Mbuf::has_flags) {
             refused = among(refused, self.prepare(burst));
         }
         let Queue { port, queue, .. } = self.queue;
