@@ -69,6 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
             Ok(())
         }
         What::Vvp => present(&experiment::vvp::run(options)?, options),
+        What::Pvp => present(&experiment::pvp::run(options)?, options),
         What::Mover => present(&experiment::mover::run(options)?, options),
         What::Ndr => present(&experiment::ndr::run(options)?, options),
         What::Latency => present(&experiment::latency::run(options)?, options),

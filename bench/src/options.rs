@@ -77,6 +77,8 @@ pub enum What {
     Memory,
     /// Processor time of the switch while its guests are silent.
     Idle,
+    /// NIC to switch to guest and back: the same with a DPDK port on one side, both directions at once.
+    Pvp,
 }
 
 /// Who the switch is measured against.

@@ -59,6 +59,25 @@ pub struct Setup {
     pub rings: Rings,
     /// Frames are longer than [`PLAIN`]; peers give that away for speed unless they are asked for it.
     pub jumbo: bool,
+    /// What guest A's side is.
+    pub near: Near,
+}
+
+/// What guest A's side of a contestant is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// A vhost-user port of the contestant's own.
+    Guest,
+    /// A port on a device of DPDK, as a NIC would be: its vhost driver, `net_vhost`, which runs in the
+    /// contestant. What guest A does is then what a wire does.
+    Nic,
+}
+
+impl Near {
+    /// The device argument of a NIC that listens on this socket.
+    fn device(socket: &std::path::Path) -> String {
+        format!("net_vhost0,iface={}", socket.display())
+    }
 }
 
 /// Layout of a guest's rings.
@@ -112,6 +131,12 @@ impl Guests {
     /// Guests that listen, one after the other, until their contestant has connected.
     fn listen(setup: Setup, sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
         let builders = sockets.each_ref().map(SimGuest::listen_on);
+        Self::boot(setup, builders, introduce)
+    }
+
+    /// A NIC listens whatever the contestant; at its other port the guest does.
+    fn nic(setup: Setup, [a, b]: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        let builders = [SimGuest::connect_to(a), SimGuest::listen_on(b)];
         Self::boot(setup, builders, introduce)
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, JUMBO_MTU, Setup, sockets};
+use super::{Contestant, Guests, JUMBO_MTU, Near, Setup, sockets};
 use crate::cpu::Placement;
 use crate::generator::Wire;
 use crate::interference::threads_of;
@@ -45,6 +45,8 @@ pub struct Settings {
     pub tso: bool,
     /// Whether its ports take packets of [`JUMBO_MTU`].
     pub jumbo: bool,
+    /// What its first port is on.
+    pub near: Near,
 }
 
 impl Settings {
@@ -53,18 +55,21 @@ impl Settings {
         little_memory: false,
         tso: false,
         jumbo: false,
+        near: Near::Guest,
     };
     /// As it comes, but for its memory.
     pub const LITTLE: Self = Self {
         little_memory: true,
         tso: false,
         jumbo: false,
+        near: Near::Guest,
     };
     /// With large segments, which it copies to memory beside its buffers.
     pub const TSO: Self = Self {
         little_memory: false,
         tso: true,
         jumbo: false,
+        near: Near::Guest,
     };
 
     pub(super) fn name(self) -> &'static str {
@@ -138,13 +143,19 @@ impl Ovs {
         let path = dir.path();
         let settings = Settings {
             jumbo: setup.jumbo,
+            near: setup.near,
             ..Settings::LITTLE
         };
         let sockets = sockets(path);
         let (process, database) =
             processes(rules.name(), path, &sockets, settings, setup.placement)?;
         let failed = |error| process.explain(error);
-        let guests = Guests::listen(setup, &sockets, rules == Rules::Learning).map_err(failed)?;
+        let introduce = rules == Rules::Learning;
+        let guests = match setup.near {
+            Near::Guest => Guests::listen(setup, &sockets, introduce),
+            Near::Nic => Guests::nic(setup, &sockets, introduce),
+        };
+        let guests = guests.map_err(failed)?;
         if rules == Rules::PortToPort {
             replace_rules(path).map_err(failed)?;
         }
@@ -239,11 +250,16 @@ fn database_entries(
         let name = format!("p{port}");
         args.extend(["--", "add-port", "br0", &name].map(String::from));
         args.extend(["--", "set", "interface", &name].map(String::from));
-        args.extend([
-            "type=dpdkvhostuserclient".into(),
-            format!("options:vhost-server-path={}", socket.display()),
-            format!("ofport_request={port}"),
-        ]);
+        if port == 1 && settings.near == Near::Nic {
+            args.push("type=dpdk".into());
+            let device = Near::device(socket);
+            // Else the database takes the comma for its own.
+            args.push(format!("options:dpdk-devargs=\"{device}\""));
+        } else {
+            args.push("type=dpdkvhostuserclient".into());
+            args.push(format!("options:vhost-server-path={}", socket.display()));
+        }
+        args.push(format!("ofport_request={port}"));
         if settings.jumbo {
             args.push(format!("mtu_request={JUMBO_MTU}"));
         }
@@ -372,5 +388,15 @@ mod tests {
         assert!(!default.contains(limit) && !default.contains(large));
         assert!(little.contains(limit) && !little.contains(large));
         assert!(!tso.contains(limit) && tso.contains(large));
+        let nic = entries(Settings {
+            near: Near::Nic,
+            ..Settings::LITTLE
+        });
+        for wanted in [
+            "options:dpdk-devargs=\"net_vhost0,iface=/d/a.sock\"",
+            "options:vhost-server-path=/d/b.sock",
+        ] {
+            assert!(nic.iter().any(|arg| arg == wanted), "{wanted}: {nic:?}");
+        }
     }
 }

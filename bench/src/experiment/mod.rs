@@ -22,6 +22,7 @@ pub mod memory;
 pub mod mover;
 pub mod ndr;
 mod plan;
+pub mod pvp;
 mod session;
 pub mod tcp;
 pub mod vvp;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::contestant::{self, Contestant, Mover, Ovs, Rings, Rules, Setup, Switch, Testpmd};
+use crate::contestant::{self, Contestant, Mover, Near, Ovs, Rings, Rules, Setup, Switch, Testpmd};
 use crate::cpu::{Placement, favour_self};
 use crate::generator::{FEATURES, RING_SIZE, Timing};
 use crate::interference::Limits;
@@ -17,6 +17,7 @@ pub(super) struct Session<'o> {
     pub(super) options: &'o Options,
     pub(super) placement: Placement,
     pub(super) settings: Settings,
+    near: Near,
     notes: Notes,
     _lock: Lock,
 }
@@ -58,9 +59,15 @@ impl<'o> Session<'o> {
             options,
             placement,
             settings,
+            near: Near::Guest,
             notes: Notes::take(placement, favoured),
             _lock: lock,
         })
+    }
+
+    /// With this on guest A's side of contestants. Two vhost ports are what testpmd and the mover have in either case.
+    pub(super) fn near(self, near: Near) -> Self {
+        Self { near, ..self }
     }
 
     /// A report without anything in it.
@@ -84,6 +91,7 @@ impl<'o> Session<'o> {
             placement: self.placement,
             rings,
             jumbo,
+            near: self.near,
         }
     }
 }

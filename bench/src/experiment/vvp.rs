@@ -69,10 +69,24 @@ fn wanted(options: &Options) -> Result<Vec<Plan>> {
 /// Measures all cases.
 pub fn run(options: &Options) -> Result<Report> {
     let plans = wanted(options)?;
+    measure(&open(options)?, &HEADING, plans)
+}
+
+/// A session of the length asked for.
+pub(super) fn open(options: &Options) -> Result<Session<'_>> {
     let schedule = Schedule::new(options.rounds_or(7, 5));
     let timing = if options.quick { QUICK_TIMING } else { TIMING };
-    let session = Session::open(options, schedule, timing, Limits::default())?;
-    over_setups(&session, &HEADING, plans, |field, plan, report| {
+    Session::open(options, schedule, timing, Limits::default())
+}
+
+/// Measures these cases, in frames per second.
+pub(super) fn measure(
+    session: &Session<'_>,
+    heading: &Heading,
+    plans: Vec<Plan>,
+) -> Result<Report> {
+    let (schedule, timing) = (session.settings.schedule, session.settings.timing);
+    over_setups(session, heading, plans, |field, plan, report| {
         let names = field.names();
         let limits = session.settings.limits;
         let samples = schedule.rounds(|round| {

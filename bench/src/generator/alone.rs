@@ -94,7 +94,7 @@ fn progress(since: Instant, count: u16) -> Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contestant::{Rings, Setup, between_guests};
+    use crate::contestant::{Near, Rings, Setup, between_guests};
     use crate::cpu::Placement;
     use crate::generator::tests::mover;
 
@@ -111,6 +111,7 @@ mod tests {
             placement,
             rings: Rings::Split,
             jumbo: true,
+            near: Near::Guest,
         };
         let (mut wire, [mut there, _back]) = between_guests(setup).unwrap();
         let timing = Timing {

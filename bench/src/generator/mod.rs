@@ -249,7 +249,7 @@ mod tests {
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
-    use crate::contestant::{Contestant, Mover, Rings, Setup};
+    use crate::contestant::{Contestant, Mover, Near, Rings, Setup};
     use crate::cpu::Placement;
 
     const TIMING: Timing = Timing {
@@ -267,6 +267,7 @@ mod tests {
             placement,
             rings: Rings::Split,
             jumbo: true,
+            near: Near::Guest,
         };
         Some((Mover::start(setup).unwrap(), guard))
     }

@@ -270,6 +270,9 @@ impl Worker {
             let snapshot = cache.load();
             if !adopted.as_ref().is_some_and(|a| Arc::ptr_eq(a, snapshot)) {
                 self.forwarder.adopt(snapshot);
+                // Also a worker that only sends to NICs takes packet buffers.
+                #[cfg(feature = "dpdk")]
+                crate::nic::adopt_thread();
                 adopted = Some(Arc::clone(snapshot));
             }
             let worked = self.turn(snapshot);
