@@ -65,6 +65,8 @@ pub enum What {
     List,
     /// Guest to switch to guest: frames per second by size, flows, addresses, directions, ring layout.
     Vvp,
+    /// NIC to switch to guest and back: the same with a DPDK port on one side, both directions at once.
+    Pvp,
     /// The bare mover by frame size: the limit, and what the generator itself costs.
     Mover,
     /// The highest rate without loss (RFC 2544, section 26.1), and a soak at 90 % of it.
@@ -77,8 +79,6 @@ pub enum What {
     Memory,
     /// Processor time of the switch while its guests are silent.
     Idle,
-    /// NIC to switch to guest and back: the same with a DPDK port on one side, both directions at once.
-    Pvp,
 }
 
 /// Who the switch is measured against.
@@ -147,7 +147,9 @@ mod tests {
         Options::command().debug_assert();
         let names = list();
         let names = names.lines().filter_map(|line| line.split(' ').next());
-        assert!(names.eq(["vvp", "mover", "ndr", "latency", "tcp", "memory", "idle"]));
+        assert!(names.eq([
+            "vvp", "pvp", "mover", "ndr", "latency", "tcp", "memory", "idle"
+        ]));
     }
 
     #[test]
