@@ -2,15 +2,17 @@
 //! one data thread on the worker's CPU, polling.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::Serialize;
 use vswitch_simguest::driver::{RxOptions, TxOptions};
+use vswitch_simguest::memory::Layout;
 use vswitch_simguest::{Builder, SimGuest};
 
 use crate::cpu::Placement;
 use crate::generator::{Ends, FEATURES, LONGEST, MAC_A, MAC_B, RING_SIZE, Wire};
-use crate::{Error, Result};
+use crate::{Error, Result, machine};
 
 pub use mover::{Mover, between_guests};
 pub use ovs::{Ovs, Rules};
@@ -73,6 +75,12 @@ pub const PLAIN: usize = 1518;
 /// Largest packet in a jumbo frame, bytes.
 const JUMBO_MTU: usize = 9000;
 
+/// Bytes of memory of each guest.
+const GUEST_MEMORY: u64 = 32 << 20;
+/// Free huge pages that are enough: two guests for each of six contestants, and those of testpmd and two
+/// of OVS.
+const ENOUGH: u64 = 2 * 6 * (GUEST_MEMORY >> 21) + testpmd::HUGEPAGES + 2 * ovs::HUGEPAGES;
+
 /// How long a contestant may take until it serves a guest's session.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
 
@@ -134,6 +142,27 @@ impl Guests {
 fn options(builder: Builder) -> Builder {
     let (tx, rx) = queue_options();
     builder.tx_options(tx).rx_options(rx).timeout(SESSION_LIMIT)
+}
+
+/// Guest memory, for all contestants alike: on huge pages if there are enough for all of them and for
+/// their peers, which is decided once.
+fn guest_layout() -> Layout {
+    static HUGE: OnceLock<bool> = OnceLock::new();
+    let layout = Layout::single(GUEST_MEMORY);
+    if *HUGE.get_or_init(|| machine::free_hugepages() >= ENOUGH) {
+        layout.huge()
+    } else {
+        layout
+    }
+}
+
+/// Whether guests lie on huge pages, in words.
+pub fn guest_pages() -> &'static str {
+    if guest_layout().huge {
+        "huge pages of 2 MiB"
+    } else {
+        "ordinary pages"
+    }
 }
 
 fn queue_options() -> (TxOptions, RxOptions) {

@@ -8,19 +8,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vswitch_simguest::driver::{Notifier, RxQueue, TxQueue};
-use vswitch_simguest::memory::{Layout, Memory};
+use vswitch_simguest::memory::Memory;
 use vswitch_simguest::mover;
 
-use super::{Contestant, Rings, Setup, queue_options};
+use super::{Contestant, Rings, Setup, guest_layout, queue_options};
 use crate::cpu::Pinned;
 use crate::generator::{Ends, Wire};
 use crate::interference::this_thread;
 use crate::{Error, Result};
 
-/// Bytes of memory of each guest.
-const GUEST_MEMORY: u64 = 32 << 20;
 /// Frames moved at once.
-const BURST: u16 = 32;
+const BURST: u16 = 64;
 /// How long the thread may take to do as it is told.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -91,7 +89,7 @@ pub fn between_guests(setup: Setup) -> Result<(Wire, [mover::Mover; 2])> {
     }
     let features = setup.features();
     let guest = || -> Result<(Memory, Ends)> {
-        let memory = Memory::new(&Layout::single(GUEST_MEMORY))?;
+        let memory = Memory::new(&guest_layout())?;
         let notifier = || Notifier::new().map_err(Error::io("make event descriptors"));
         let (tx, rx) = queue_options();
         let tx = TxQueue::new(&memory, notifier()?, features, &tx)?;

@@ -26,7 +26,7 @@ const DATABASE: &str = "ovsdb-server";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// Memory of each, MiB, and the hugepages of 2 MiB that takes.
 const MEMORY: u64 = 512;
-const HUGEPAGES: u64 = MEMORY / 2;
+pub(super) const HUGEPAGES: u64 = MEMORY / 2;
 /// By the port numbers asked for in [`database_entries`].
 const PORT_TO_PORT: &str = "in_port=1,actions=output:2\nin_port=2,actions=output:1\n";
 /// How long a part of it may take until it answers.

@@ -17,7 +17,7 @@ const PROGRAM: &str = "dpdk-testpmd";
 const PACKAGE: &str = "dpdk-dev";
 /// Its memory, MiB, and the hugepages of 2 MiB that takes.
 const MEMORY: u64 = 512;
-const HUGEPAGES: u64 = MEMORY / 2;
+pub(super) const HUGEPAGES: u64 = MEMORY / 2;
 
 /// A running testpmd.
 pub struct Testpmd {

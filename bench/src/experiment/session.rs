@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::contestant::{self, Contestant, Mover, Ovs, Rings, Rules, Setup, Switch, Testpmd};
+use crate::contestant::{
+    self, Contestant, Mover, Ovs, Rings, Rules, Setup, Switch, Testpmd, guest_pages,
+};
 use crate::cpu::{Placement, favour_self};
 use crate::generator::{FEATURES, RING_SIZE, Timing};
 use crate::interference::Limits;
@@ -67,7 +69,7 @@ impl<'o> Session<'o> {
     pub(super) fn report(&self, heading: &Heading) -> Report {
         Report {
             experiment: heading.experiment.into(),
-            title: heading.title.into(),
+            title: format!("{}; guests on {}", heading.title, guest_pages()),
             unit: heading.unit.into(),
             machine: self.notes.clone(),
             settings: self.settings,

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// Bursts between two looks at the clock: so many that looking costs next to nothing, so few that a ring
 /// has room for the longest frames.
-const BURSTS: u16 = 4;
+const BURSTS: u16 = 2;
 
 /// Time for a frame, nanoseconds, with all lines in the caches of one CPU.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

@@ -9,7 +9,7 @@ use super::{Load, MAC_A, MAC_B, QUIET, RETURN, Wire};
 use crate::{Error, Result};
 
 /// Frames put into or taken out of a ring at once.
-pub(super) const SEND: u16 = 32;
+pub(super) const SEND: u16 = 64;
 pub(super) const RECEIVE: u16 = 64;
 /// Turns between two looks at the clock.
 const CHUNK: u32 = 16;
@@ -70,7 +70,11 @@ pub(super) fn chunk(lanes: &mut [Lane<'_>]) -> Result<u32> {
     for _ in 0..CHUNK {
         let mut moved = 0;
         for lane in &mut *lanes {
-            moved += lane.generator.burst(lane.tx, SEND)?;
+            // What has arrived is on its way to the cache while frames are sent.
+            lane.rx.fetch()?;
+            if lane.tx.has_room(SEND)? {
+                moved += lane.generator.burst(lane.tx, SEND)?;
+            }
             moved += lane.meter.burst(lane.rx, RECEIVE)?;
         }
         idle += u32::from(moved == 0);

@@ -88,6 +88,8 @@ pub struct RxQueue {
     /// Pieces of the frame at hand: offset in the arena, bytes.
     parts: Vec<(usize, u32)>,
     frozen: bool,
+    /// Frames not yet taken whose first lines have been asked for.
+    fetched: u16,
 }
 
 impl RxQueue {
@@ -102,7 +104,8 @@ impl RxQueue {
         let buffer = options.buffer_len(features);
         let mut cut = Vec::new();
         let need = options.shape.cut(0, buffer, &mut cut);
-        let arena = Arena::new(memory, parts.size, need, 0, 0)?;
+        let header_len = super::header_len(features);
+        let arena = Arena::new(memory, parts.size, need, header_len, 0, 0)?;
         let mut queue = Self {
             posted: options.posted.unwrap_or(parts.size),
             ring: Split::new(parts, features & virtio::EVENT_IDX != 0),
@@ -113,13 +116,14 @@ impl RxQueue {
             features,
             strict: options.strict,
             indirect: features & virtio::INDIRECT_DESC != 0 && options.shape.is_indirect(),
-            header_len: super::header_len(features),
+            header_len,
             buffer,
             shape: options.shape.clone(),
             pieces: Vec::with_capacity(cut.len()),
             cut,
             parts: Vec::with_capacity(64),
             frozen: false,
+            fetched: 0,
         };
         queue.reset();
         Ok(queue)
@@ -127,6 +131,7 @@ impl RxQueue {
 
     /// Back to the state after a device reset: all buffers posted anew.
     pub fn reset(&mut self) {
+        self.fetched = 0;
         self.ring.reset();
         self.ring.disarm();
         self.post();
@@ -211,6 +216,21 @@ impl RxQueue {
         }
     }
 
+    /// Has the first lines of what has arrived on their way to the cache, so that a later [`RxQueue::recv_burst`] need
+    /// not wait for them.
+    #[inline]
+    pub fn fetch(&mut self) -> Result<(), DeviceFault> {
+        let pending = self.ring.pending(1)?.min(LOOK_AHEAD);
+        let slots = self.arena.slots().window();
+        while self.fetched < pending {
+            let at = self.arena.slot_offset(self.ring.likely(self.fetched));
+            slots.prefetch(at);
+            slots.prefetch(at + 64);
+            self.fetched += 1;
+        }
+        Ok(())
+    }
+
     /// Hands up to `max` frames to `each`, posts the buffers again, publishes once. Returns how many there were. A
     /// frame whose last buffers are not there yet is left for the next call.
     #[inline]
@@ -237,7 +257,7 @@ impl RxQueue {
         while tally.frames < max && pending > 0 {
             let want = pending.min(max - tally.frames);
             let run = if simple {
-                self.take_run(want, &mut tally, each)
+                self.take_run(want, pending, &mut tally, each)
             } else {
                 0
             };
@@ -248,7 +268,7 @@ impl RxQueue {
             let Some(buffers) = self.take_any(pending, &mut tally, each)? else {
                 break;
             };
-            simple = false;
+            (simple, self.fetched) = (false, 0);
             pending = pending.saturating_sub(buffers);
         }
         if simple && !self.frozen && self.posted == self.ring.size() {
@@ -268,23 +288,26 @@ impl RxQueue {
     fn take_run(
         &mut self,
         count: u16,
+        pending: u16,
         tally: &mut Taken,
         each: &mut impl FnMut(&RxFrame<'_>),
     ) -> u16 {
         let entries = self.ring.parts().used_window();
         let slots = self.arena.slots().window();
-        let (stride, header_len) = (self.arena.stride() as usize, self.header_len);
-        for ahead in 0..count.min(LOOK_AHEAD) {
-            let at = usize::from(self.ring.likely(ahead)) * stride;
-            slots.prefetch(at);
-            slots.prefetch(at + 64);
-        }
+        let places = self.arena.places();
+        let (header_len, mut fetched) = (self.header_len, self.fetched);
         let mut run = 0;
         while run < count {
+            while fetched < pending && fetched <= run + LOOK_AHEAD {
+                let at = places.at(self.ring.likely(fetched));
+                slots.prefetch(at);
+                slots.prefetch(at + 64);
+                fetched += 1;
+            }
             let Some(used) = self.ring.expected_in(entries, run, self.buffer) else {
                 break;
             };
-            let start = usize::from(used.id) * stride;
+            let start = places.at(used.id);
             let header = RawHeader::load(slots, start, header_len);
             if used.len < header_len || header.is_special() {
                 break;
@@ -301,6 +324,7 @@ impl RxQueue {
             tally.bytes += u64::from(len);
             run += 1;
         }
+        self.fetched = fetched.saturating_sub(run);
         self.ring.advance(run);
         tally.frames += run;
         tally.buffers += u64::from(run);
@@ -498,7 +522,7 @@ impl RxQueue {
     }
 }
 
-/// Frames fetched into the cache before the first of a burst is handled.
+/// Frames fetched into the cache before the one that is handled.
 const LOOK_AHEAD: u16 = 32;
 
 /// What a burst came to.

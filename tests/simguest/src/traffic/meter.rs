@@ -135,6 +135,7 @@ impl Meter {
     }
 
     /// What was seen so far.
+    #[inline]
     pub fn tally(&self) -> Tally {
         self.tally
     }
@@ -142,6 +143,7 @@ impl Meter {
 
 impl Tally {
     /// Adds what another has seen.
+    #[inline]
     pub fn add(&mut self, other: Self) {
         self.frames += other.frames;
         self.bytes += other.bytes;

@@ -106,6 +106,7 @@ impl Pattern {
     }
 
     /// Where in a frame the stamp is.
+    #[inline]
     pub fn stamp_offset(&self) -> usize {
         44 + self.l3() - 14
     }
@@ -120,6 +121,7 @@ impl Pattern {
         self.payload_offset()
     }
 
+    #[inline]
     fn l3(&self) -> usize {
         if self.tag.is_some() { 18 } else { 14 }
     }
