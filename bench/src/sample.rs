@@ -37,8 +37,10 @@ pub enum Detail {
     Offered(Paced),
     /// Times that frames were on their way.
     Latency {
-        /// What was offered; none if each frame waits for the one before.
-        paced: Option<Paced>,
+        /// What was offered in the windows that count.
+        paced: Paced,
+        /// How many windows count, and how many there were.
+        windows: (u32, u32),
         /// Nanoseconds, as the upper end of a bucket and how often.
         #[serde(serialize_with = "buckets")]
         histogram: Histogram,

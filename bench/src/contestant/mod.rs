@@ -95,14 +95,14 @@ pub const PLAIN: usize = 1518;
 /// Largest packet in a jumbo frame, bytes.
 const JUMBO_MTU: usize = 9000;
 
-/// How long a contestant may take until it serves a guest's session.
-const SESSION_LIMIT: Duration = Duration::from_secs(30);
-
 /// Bytes of memory of each guest.
 const GUEST_MEMORY: u64 = 32 << 20;
-/// Free huge pages that are enough: two guests for each of six contestants, testpmd's own, and those of OVS, of which
-/// there may be two.
+/// Free huge pages that are enough: two guests for each of six contestants, and those of testpmd and two
+/// of OVS.
 const ENOUGH: u64 = 2 * 6 * (GUEST_MEMORY >> 21) + testpmd::HUGEPAGES + 2 * ovs::HUGEPAGES;
+
+/// How long a contestant may take until it serves a guest's session.
+const SESSION_LIMIT: Duration = Duration::from_secs(30);
 
 /// Both guests, connected; their queues are taken out.
 struct Guests {

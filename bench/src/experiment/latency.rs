@@ -3,17 +3,20 @@
 //! One at a time first, which is a closed loop: the next frame waits for the one before. Then in an open
 //! loop, frames being offered at a rate whatever comes of them: at parts of each contestant's own highest
 //! rate, and at the same rate for all. A round measures the highest rates first, so that parts are of
-//! what holds at that moment; percentiles are those of all frames of the slices that count.
+//! what holds at that moment. A slice is many short windows, and percentiles are those of all frames of
+//! the windows in which nobody was preempted: a preemption is longer than all that is measured here.
+
+use std::time::{Duration, Instant};
 
 use crate::contestant::Contestant;
-use crate::generator::{Load, Timing};
+use crate::generator::{Load, Paced, Timing};
 use crate::histogram::Histogram;
 use crate::interference::Limits;
 use crate::probe::Class;
 use crate::report::{Case, Measure, Report};
 use crate::rounds::{Schedule, in_turn};
 use crate::sample::{Detail, Sample};
-use crate::{Error, Options, Result};
+use crate::{Options, Result};
 
 use super::plan::{Plan, pick};
 use super::session::Field;
@@ -26,9 +29,15 @@ const FLOWS: u32 = 1024;
 const PARTS: [f64; 3] = [0.1, 0.5, 0.9];
 /// Whose highest rate all are offered a part of, and how much of it.
 const COMMON: (&str, f64) = ("ovs", 0.6);
-/// Part of what was due that a generator may fail to offer, and how long it may not run, seconds: longer
-/// would show in the highest percentile.
+/// Part of what was due that a generator may fail to offer in a window.
 const SLIPPED: f64 = 1e-3;
+/// A window: short enough for many to be free of any preemption, long enough for queues to settle.
+const WINDOW: Timing = Timing {
+    warm_ms: 2,
+    window_ms: 10,
+};
+/// Windows that have to count for a slice to count.
+const WINDOWS: u32 = 5;
 
 const TIMING: Timing = Timing {
     warm_ms: 100,
@@ -153,7 +162,8 @@ fn part_of(highest: &Sample, part: f64) -> (f64, Option<Class>) {
     (part * mpps * 1e6, highest.counts_for())
 }
 
-/// Frames at a rate, or one at a time, with their times.
+/// Frames at a rate, or one at a time, with their times: short windows, of which those count in which
+/// nothing disturbed anybody.
 fn one_slice(
     session: &Session<'_>,
     contestant: &mut dyn Contestant,
@@ -161,34 +171,71 @@ fn one_slice(
     rate: Option<(f64, Option<Class>)>,
     round: u32,
 ) -> Result<Sample> {
-    let (settings, mut histogram) = (session.settings, Histogram::default());
-    let timing = settings.timing;
-    let (paced, mut conditions) = slice(
-        contestant,
-        session.placement,
-        settings.limits,
-        |wire, edge| match rate {
-            None => load.one_by_one(wire, timing, &mut histogram, edge),
-            Some((rate, _)) => load.paced(wire, rate, timing, Some(&mut histogram), edge),
-        },
-    )?;
+    let limits = session.settings.limits;
+    let time = Duration::from_millis(session.settings.timing.window_ms);
+    let (windows, mut conditions) = slice(contestant, session.placement, None, |wire, watcher| {
+        let mut windows = Windows::default();
+        let mut began = None;
+        while began.is_none_or(|began: Instant| began.elapsed() < time) {
+            let mut latency = Histogram::default();
+            let edge = |edge| watcher.edge(edge);
+            let paced = match rate {
+                None => load.one_by_one(wire, WINDOW, &mut latency, edge)?,
+                Some((rate, _)) => load.paced(wire, rate, WINDOW, Some(&mut latency), edge)?,
+            };
+            // The first window only warms up.
+            if began.is_some() {
+                windows.add(&paced, &latency, watcher.undisturbed(limits));
+            }
+            began.get_or_insert_with(Instant::now);
+        }
+        Ok(windows)
+    })?;
     if let Some((_, class)) = rate
         && class != Some(conditions.class.0)
     {
         conditions.discard(|| "its rate is not known for this cache class".into());
     }
-    if paced.slipped as f64 > SLIPPED * paced.offered as f64 {
-        conditions.discard(|| format!("{} frames were not offered in time", paced.slipped));
+    let Windows {
+        histogram,
+        paced,
+        counted,
+        all,
+    } = windows;
+    if counted < WINDOWS {
+        conditions.discard(|| format!("{counted} of {all} windows were undisturbed"));
     }
     let mut values = [0.5, 0.99, 0.999]
         .map(|q| histogram.quantile(q) as f64 / 1e3)
         .to_vec();
     values.push(paced.loss());
     let detail = Detail::Latency {
-        paced: rate.map(|_| paced),
+        paced,
+        windows: (counted, all),
         histogram,
     };
-    Ok::<_, Error>(conditions.sample(round, values, detail))
+    Ok(conditions.sample(round, values, detail))
+}
+
+/// The windows of a slice, those together that count.
+#[derive(Default)]
+struct Windows {
+    histogram: Histogram,
+    paced: Paced,
+    counted: u32,
+    all: u32,
+}
+
+impl Windows {
+    fn add(&mut self, paced: &Paced, latency: &Histogram, undisturbed: bool) {
+        self.all += 1;
+        let slipped = paced.slipped as f64 > SLIPPED * paced.offered as f64;
+        if undisturbed && !slipped {
+            self.counted += 1;
+            self.paced.add(paced);
+            self.histogram.merge(latency);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -213,6 +260,24 @@ mod tests {
             ]
         );
         assert_eq!(Offer::all(&names[..1]).len(), 4);
+    }
+
+    #[test]
+    fn disturbed_windows_are_left_out() {
+        let (mut windows, mut latency) = (Windows::default(), Histogram::default());
+        latency.record(500);
+        let paced = |slipped| Paced {
+            offered: 1000,
+            received: 999,
+            slipped,
+            ..Paced::default()
+        };
+        windows.add(&paced(0), &latency, true);
+        windows.add(&paced(1), &latency, true);
+        windows.add(&paced(2), &latency, true);
+        windows.add(&paced(0), &latency, false);
+        assert_eq!((windows.counted, windows.all), (2, 4));
+        assert_eq!((windows.paced.lost(), windows.histogram.count()), (2, 2));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is measured. An experiment plans its cases and returns a report; taking turns, probing and
 //! judging slices is the same for all of them and lies here.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::Result;
@@ -56,43 +57,76 @@ impl Conditions {
     }
 }
 
-/// Lets a contestant run while `work` uses its guests, which says when its window opens and is over.
+/// Watches over the windows of a slice.
+struct Watcher {
+    placement: Placement,
+    tasks: Vec<PathBuf>,
+    open: Option<(Watch, Instant)>,
+    /// The last window.
+    last: (Interference, Duration),
+    /// All of them.
+    total: (Interference, Duration),
+}
+
+impl Watcher {
+    fn edge(&mut self, edge: Edge) {
+        match edge {
+            Edge::Opens => {
+                let watch = Watch::start(self.placement, self.tasks.clone());
+                self.open = Some((watch, Instant::now()));
+            }
+            Edge::IsOver => {
+                if let Some((watch, at)) = self.open.take() {
+                    let lasted = at.elapsed();
+                    self.last = (watch.since(), lasted);
+                    self.total.0.add(&self.last.0);
+                    self.total.1 += lasted;
+                }
+            }
+        }
+    }
+
+    /// Whether the last window was as undisturbed as that.
+    fn undisturbed(&self, limits: Limits) -> bool {
+        limits.verdict(&self.last.0, self.last.1).is_none()
+    }
+}
+
+/// Lets a contestant run while `work` uses its guests, which tells the watcher of its windows. Without
+/// limits, who asks judges for itself whether it was disturbed.
 fn slice<T>(
     contestant: &mut dyn Contestant,
     placement: Placement,
-    limits: Limits,
-    work: impl FnOnce(&mut Wire, &mut dyn FnMut(Edge)) -> Result<T>,
+    limits: Option<Limits>,
+    work: impl FnOnce(&mut Wire, &mut Watcher) -> Result<T>,
 ) -> Result<(T, Conditions)> {
     let before = probe::bounce(placement)?;
     let pinned = Pinned::to(placement.generator)?;
     contestant.resume()?;
     let mut tasks = contestant.tasks();
     tasks.push(this_thread());
-    let (mut watch, mut seen) = (None, None);
-    let mut edge = |edge| match edge {
-        Edge::Opens => {
-            let started = Watch::start(placement, std::mem::take(&mut tasks));
-            watch = Some((started, Instant::now()));
-        }
-        Edge::IsOver => {
-            let window = |(watch, at): &(Watch, Instant)| (watch.since(), at.elapsed());
-            seen = watch.as_ref().map(window);
-        }
+    let mut watcher = Watcher {
+        placement,
+        tasks,
+        open: None,
+        last: Default::default(),
+        total: Default::default(),
     };
-    let result = work(contestant.wire(), &mut edge);
+    let result = work(contestant.wire(), &mut watcher);
     let value = result.map_err(|error| contestant.explain(error))?;
     contestant.stop()?;
     drop(pinned);
     let after = probe::bounce(placement)?;
 
-    let (interference, window) = seen.unwrap_or((Interference::default(), Duration::ZERO));
+    let (interference, window) = watcher.total;
     let class = (Class::of(before), Class::of(after));
     let moved = (class.0 != class.1).then(|| "the CPUs were moved".to_owned());
+    let disturbed = || limits?.verdict(&interference, window);
     let conditions = Conditions {
         bounce_ns: (before, after),
         class,
         interference,
-        discarded: moved.or_else(|| limits.verdict(&interference, window)),
+        discarded: moved.or_else(disturbed),
     };
     Ok((value, conditions))
 }
@@ -106,8 +140,8 @@ fn rate_slice(
     timing: Timing,
     round: u32,
 ) -> Result<Sample> {
-    let (counted, conditions) = slice(contestant, placement, limits, |wire, edge| {
-        load.slice(wire, timing, edge)
+    let (counted, conditions) = slice(contestant, placement, Some(limits), |wire, watcher| {
+        load.slice(wire, timing, |edge| watcher.edge(edge))
     })?;
     Ok(conditions.sample(round, vec![counted.mpps()], Detail::Rate(counted)))
 }

@@ -61,11 +61,13 @@ pub fn run(options: &Options) -> Result<Report> {
         eprintln!("{}", plan.label());
         let samples = schedule.rounds(|round| {
             let one = in_turn(round, &mut field.contestants, |_, contestant| {
-                let (contestant, limits) = (contestant.as_mut(), session.settings.limits);
-                let (counted, conditions) =
-                    slice(contestant, session.placement, limits, |wire, edge| {
-                        plan.load.slice(wire, timing, edge)
-                    })?;
+                let limits = Some(session.settings.limits);
+                let (counted, conditions) = slice(
+                    contestant.as_mut(),
+                    session.placement,
+                    limits,
+                    |wire, watcher| plan.load.slice(wire, timing, |edge| watcher.edge(edge)),
+                )?;
                 let alone = {
                     let _pinned = Pinned::to(session.placement.generator)?;
                     plan.load.alone(&mut wire, timing, |max| there.run(max))?

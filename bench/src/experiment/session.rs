@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::contestant::{self, Contestant, Mover, Near, Ovs, Rings, Rules, Setup, Switch, Testpmd};
+use crate::contestant::{
+    self, Contestant, Mover, Near, Ovs, Rings, Rules, Setup, Switch, Testpmd, guest_pages,
+};
 use crate::cpu::{Placement, favour_self};
 use crate::generator::{FEATURES, RING_SIZE, Timing};
 use crate::interference::Limits;
@@ -74,7 +76,7 @@ impl<'o> Session<'o> {
     pub(super) fn report(&self, heading: &Heading) -> Report {
         Report {
             experiment: heading.experiment.into(),
-            title: heading.title.into(),
+            title: format!("{}; guests on {}", heading.title, guest_pages()),
             unit: heading.unit.into(),
             machine: self.notes.clone(),
             settings: self.settings,
@@ -154,10 +156,6 @@ impl Field {
 
     /// Enters them into a report, unless they are there already from another setup.
     pub(super) fn enter(&self, report: &mut Report, setup: Setup) {
-        let pages = format!("Guests lie on {}.", contestant::guest_pages());
-        if !report.remarks.contains(&pages) {
-            report.remarks.push(pages);
-        }
         for contestant in &self.contestants {
             let known = |(name, _): &(String, String)| name == contestant.name();
             if !report.contestants.iter().any(known) {

@@ -38,6 +38,16 @@ pub struct Paced {
 }
 
 impl Paced {
+    /// Adds another window.
+    pub fn add(&mut self, other: &Self) {
+        self.offered += other.offered;
+        self.refused += other.refused;
+        self.received += other.received;
+        self.slipped += other.slipped;
+        self.longest_stall = self.longest_stall.max(other.longest_stall);
+        self.seconds += other.seconds;
+    }
+
     /// Frames offered that did not arrive.
     pub fn lost(&self) -> u64 {
         self.offered - self.received

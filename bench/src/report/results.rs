@@ -149,6 +149,7 @@ fn quantile(q: f64, samples: &[&Sample]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generator::Paced;
     use crate::report::testing::{SHARED, SPLIT, sample};
     use crate::sample::Detail;
 
@@ -195,7 +196,8 @@ mod tests {
             let mut histogram = Histogram::default();
             (0..count).for_each(|_| histogram.record(ns));
             let detail = Detail::Latency {
-                paced: None,
+                paced: Paced::default(),
+                windows: (1, 1),
                 histogram,
             };
             Sample {
