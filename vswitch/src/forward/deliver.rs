@@ -127,12 +127,12 @@ impl Forwarder {
         // First of all, so that a capture of a dropped frame does not see the offload of an earlier one.
         let mut asked = Ok(());
         if frame.header.flags | frame.header.gso_type != 0 || frames.valid(i) {
-            asked = self.note_offload(i, &frame, frames.valid(i), &mut packet_len);
+            asked = self.note_offload(i, frames, &mut packet_len);
         }
         let taken = bridge.and_then(|bridge| {
             asked?;
             let verdict = self.decide(ctx, bridge, frame.head, packet_len)?;
-            self.file(ctx, bridge, &verdict, i as u8, &frame)
+            self.file(ctx, bridge, verdict, i as u8, frame.head, frame.len)
         });
         if let Some(taps) = &ctx.snapshot.capture {
             self.show_taken(ctx, taps, i, frames, taken.err());
@@ -142,19 +142,19 @@ impl Forwarder {
 
     /// Keeps what a frame leaves to offloads, and says how long a packet it becomes on the wire.
     #[inline(never)]
-    fn note_offload(
+    fn note_offload<F: Frames>(
         &mut self,
         i: usize,
-        frame: &TxFrame<'_>,
-        data_valid: bool,
+        frames: &F,
         packet_len: &mut usize,
     ) -> Result<(), InputDrop> {
+        let frame = frames.get(i)?;
         let asked = check_offload(&frame.header, frame.head, frame.len as usize)
             .map_err(|_| InputDrop::BadOffload)?;
         *packet_len = asked.wire_len(frame.len as usize);
         if let Some(slot) = self.offloads.get_mut(i) {
             *slot = Offload {
-                data_valid,
+                data_valid: frames.valid(i),
                 ..asked
             };
             self.laden |= 1 << i;
@@ -212,26 +212,27 @@ impl Forwarder {
     }
 
     /// Files a decided frame under its outputs.
-    #[inline]
+    #[inline(always)]
     fn file(
         &mut self,
         ctx: Context<'_>,
         bridge: &Bridge,
-        verdict: &Verdict,
+        verdict: Verdict,
         i: u8,
-        frame: &TxFrame<'_>,
+        head: &[u8],
+        len: u32,
     ) -> Result<u64, InputDrop> {
         let mut copies = 0;
         match verdict.to {
             Destination::Reflected => return Err(InputDrop::Reflection),
             Destination::Port(index) => {
                 let port = ctx.snapshot.port(index).ok_or(InputDrop::NoOutput)?;
-                copies += self.file_one(port, verdict, i, frame);
+                copies += self.file_one(port, verdict, i, head, len);
             }
             Destination::Flood => {
                 let others = bridge.members.iter().filter(|p| p.at != ctx.ingress.at);
                 for port in others.filter(|p| p.carries(verdict.vid)) {
-                    copies += self.file_one(port, verdict, i, frame);
+                    copies += self.file_one(port, verdict, i, head, len);
                 }
             }
         }
@@ -242,11 +243,11 @@ impl Forwarder {
         }
     }
 
-    #[inline]
-    fn file_one(&mut self, port: &Port, verdict: &Verdict, i: u8, frame: &TxFrame<'_>) -> u64 {
+    #[inline(always)]
+    fn file_one(&mut self, port: &Port, verdict: Verdict, i: u8, head: &[u8], len: u32) -> u64 {
         let edit = port.vlan.edit(verdict.vid, verdict.tci);
-        let len = frame.len as usize;
-        let queue = steer::queue(&port.output, self.worker, verdict.vid, frame.head, len);
+        let len = len as usize;
+        let queue = steer::queue(&port.output, self.worker, verdict.vid, head, len);
         let output = port.first_output.queue(queue);
         u64::from(self.groups.file(output, Filed { frame: i, edit }))
     }
@@ -338,7 +339,7 @@ impl Forwarder {
                     Err(error) => Outcome::dropped(error.into()),
                 }
             } else {
-                self.finish(&mut burst, &frame, *filed, accepts)
+                self.finish(&mut burst, frames, *filed, accepts)
             };
         }
         burst.finish();
@@ -349,20 +350,24 @@ impl Forwarder {
 
     /// Writes a frame whose tag changes, or that leaves something to offloads.
     #[inline(never)]
-    fn finish(
+    fn finish<F: Frames>(
         &mut self,
         burst: &mut RxBurst<'_>,
-        frame: &TxFrame<'_>,
+        frames: &F,
         filed: Filed,
         accepts: Accepts,
     ) -> Outcome {
+        // Asked for again rather than passed along: so the common way has it in registers.
+        let Ok(frame) = frames.get(usize::from(filed.frame)) else {
+            return Outcome::dropped(OutputDrop::OffloadFailed);
+        };
         // Before any work is put into the frame: software segmentation for a full ring would be for nothing.
         if burst.is_full() {
             return Outcome::dropped(OutputDrop::RingFull);
         }
         let offload = self.offload(usize::from(filed.frame));
         self.finisher
-            .deliver(frame, filed.edit, &offload, accepts, |h, parts, tail| {
+            .deliver(&frame, filed.edit, &offload, accepts, |h, parts, tail| {
                 burst.put(h, parts, tail).map_err(OutputDrop::from)
             })
     }
