@@ -282,14 +282,16 @@ fn next(net: &mut Net<'_>) -> Result<Place> {
     place.ok_or_else(|| Error::Failed("guest 1 has no packed rings".into()))
 }
 
+type Spoil = fn(&mut PackedDesc);
+
 /// How a chain of three goes wrong: the reason counted, and what is done to its second descriptor.
-const MALFORMED: [(&str, fn(&mut PackedDesc)); 4] = [
+const MALFORMED: [(&str, Spoil); 4] = [
     ("descriptor-unmapped", |desc| desc.addr = 1 << 60),
     ("descriptor-writable", |desc| {
-        desc.flags |= PackedDesc::WRITE
+        desc.flags |= PackedDesc::WRITE;
     }),
     ("descriptor-indirect-misplaced", |desc| {
-        desc.flags |= PackedDesc::INDIRECT
+        desc.flags |= PackedDesc::INDIRECT;
     }),
     ("buffer-too-long", |desc| desc.len = 70_000),
 ];

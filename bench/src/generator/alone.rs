@@ -107,18 +107,25 @@ mod tests {
             generator: 0,
             worker: 1,
         };
-        let setup = Setup {
-            placement,
-            rings: Rings::Split,
-            jumbo: true,
-            near: Near::Guest,
-        };
-        let (mut wire, [mut there, _back]) = between_guests(setup).unwrap();
         let timing = Timing {
             warm_ms: 1,
             window_ms: 20,
         };
-        for load in [Load::new(64, 1), Load::new(9000, 10).touch()] {
+        let plain = Load::new(64, 1);
+        let long = Load::new(9000, 10).touch();
+        for (rings, load) in [
+            (Rings::Split, plain),
+            (Rings::Split, long),
+            (Rings::Packed, plain),
+            (Rings::Packed, long),
+        ] {
+            let setup = Setup {
+                placement,
+                rings,
+                jumbo: true,
+                near: Near::Guest,
+            };
+            let (mut wire, [mut there, _back]) = between_guests(setup).unwrap();
             let costs = load.alone(&mut wire, timing, |max| there.run(max)).unwrap();
             assert!(costs.frames > 0);
             let parts = [costs.send_ns, costs.move_ns, costs.receive_ns];

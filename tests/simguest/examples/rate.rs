@@ -1,11 +1,11 @@
 //! How fast the driver's load path is by itself: one thread generates and meters, one thread moves with a single copy
-//! and no switching. Arguments: frame bytes, flows, seconds.
+//! and no switching. Arguments: frame bytes, flows, seconds, 1 for packed rings.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vswitch_simguest::driver::{DeviceFault, Notifier, RxOptions, RxQueue, TxOptions, TxQueue};
-use vswitch_simguest::features::virtio::{MRG_RXBUF, VERSION_1};
+use vswitch_simguest::features::virtio::{MRG_RXBUF, RING_PACKED, VERSION_1};
 use vswitch_simguest::memory::{Layout, Memory};
 use vswitch_simguest::mover::Mover;
 use vswitch_simguest::traffic::{Generator, Meter, Pattern};
@@ -17,7 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1).map(|a| a.parse::<u32>());
     let mut next = |default| args.next().unwrap_or(Ok(default));
     let (len, flows, seconds) = (next(64)? as usize, next(1)?, next(3)?);
-    let features = VERSION_1 | MRG_RXBUF;
+    let packed = if next(0)? == 0 { 0 } else { RING_PACKED };
+    let features = VERSION_1 | MRG_RXBUF | packed;
     let memory = || Memory::new(&Layout::single(16 << 20).huge_if_free());
     let (a, b) = (memory()?, memory()?);
     let tx = TxOptions {

@@ -19,18 +19,18 @@ const ROOM: u16 = 64;
 
 /// A frame to be moved: where it is, where it goes, its bytes with header, the heads of both chains.
 #[derive(Clone, Copy, Default, Debug)]
-struct Job {
-    from: usize,
-    to: usize,
-    len: u32,
-    heads: (u16, u16),
+pub(super) struct Job {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) len: u32,
+    pub(super) heads: (u16, u16),
 }
 
 /// Frames looked at and not yet moved, by their place in the transmit ring.
 #[derive(Debug)]
 pub(super) struct Jobs {
     jobs: [Job; ROOM as usize],
-    count: u16,
+    pub(super) count: u16,
 }
 
 impl Default for Jobs {
@@ -43,6 +43,18 @@ impl Default for Jobs {
 }
 
 impl Jobs {
+    /// Adds one, if that at `turn` is the first.
+    #[inline(always)]
+    pub(super) fn add(&mut self, turn: u16, job: Job) {
+        self.jobs[usize::from(turn.wrapping_add(self.count) % ROOM)] = job;
+        self.count += 1;
+    }
+
+    #[inline(always)]
+    pub(super) fn at(&self, turn: u16) -> Job {
+        self.jobs[usize::from(turn % ROOM)]
+    }
+
     /// The receive buffers are not those that were looked at.
     pub(super) fn forget(&mut self) {
         self.count = 0;

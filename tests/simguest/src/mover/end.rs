@@ -92,24 +92,6 @@ impl End {
         })
     }
 
-    /// Asks for the first lines of the chain `ahead`, which must be known.
-    #[inline(always)]
-    pub(super) fn fetch(&self, ahead: u16) {
-        if let Some((view, at, _)) = self.resolve(self.first(ahead).1) {
-            view.window().prefetch(at);
-            view.window().prefetch(at + 64);
-        }
-    }
-
-    /// The same, to write them.
-    #[inline(always)]
-    pub(super) fn fetch_write(&self, ahead: u16) {
-        if let Some((view, at, _)) = self.resolve(self.first(ahead).1) {
-            view.window().prefetch_write(at);
-            view.window().prefetch_write(at + 64);
-        }
-    }
-
     /// The head (or buffer id) of the chain `ahead`, which must be known, and its first descriptor.
     #[inline(always)]
     pub(super) fn first(&self, ahead: u16) -> (u16, Desc) {

@@ -26,8 +26,8 @@ pub struct Mover {
     source: Vec<Desc>,
     sink: Vec<Desc>,
     jobs: Jobs,
-    /// Frames not yet moved whose lines have been asked for, if a ring is packed.
-    fetched: u16,
+    /// Frames moved if a ring is packed: the place of the next one in `jobs`.
+    turn: u16,
 }
 
 impl Mover {
@@ -44,7 +44,7 @@ impl Mover {
             source: Vec::new(),
             sink: Vec::new(),
             jobs: Jobs::default(),
-            fetched: 0,
+            turn: 0,
         }
     }
 
@@ -72,7 +72,6 @@ impl Mover {
             (delivered, done) = (delivered + moved, done + moved);
             if done < count {
                 self.jobs.forget();
-                self.fetched = 0;
                 let head = self.from.chain(0, &mut self.source);
                 delivered += u16::from(self.deliver());
                 self.from.give_back(head, 0);

@@ -1,61 +1,75 @@
-//! The usual case where a ring is packed: one descriptor on each side, the same header on both.
+//! The usual case where a ring is packed: one descriptor on each side, the same header on both, one region of memory.
 
 use crate::driver::header_len;
-use crate::memory::Desc;
+use crate::memory::{Desc, View};
 
 use super::Mover;
-use super::direct::AHEAD;
+use super::direct::{AHEAD, Job};
+use super::end::End;
+
+/// An end's memory. None if it is not one region. A copy, because the end changes while frames are moved.
+fn region(end: &End) -> Option<(u64, View<u8>)> {
+    match end.windows.as_slice() {
+        [(base, bytes)] => Some((*base, bytes.clone())),
+        _ => None,
+    }
+}
 
 impl Mover {
     /// Moves up to `count` frames for which there are buffers; stops before the first that is not the usual case.
     pub(super) fn single(&mut self, count: u16) -> u16 {
         let header = header_len(self.from.features);
+        let (Some((from_base, from)), Some((to_base, to))) = (region(&self.from), region(&self.to))
+        else {
+            return 0;
+        };
         if header != header_len(self.to.features) {
             return 0;
         }
+        let (from, to) = (from.window(), to.window());
+        let mut known = self.from.known().min(self.to.known());
         let mut moved = 0;
         while moved < count {
-            let known = self.from.known().min(self.to.known());
-            while self.fetched <= AHEAD && self.fetched < known {
-                self.from.fetch(self.fetched);
-                self.to.fetch_write(self.fetched);
-                self.fetched += 1;
+            // Both count from the frame that is moved next.
+            while self.jobs.count <= AHEAD && self.jobs.count < known {
+                let (from_head, source) = self.from.first(self.jobs.count);
+                let (to_head, sink) = self.to.first(self.jobs.count);
+                let many = Desc::NEXT | Desc::INDIRECT;
+                let simple = (source.flags | sink.flags) & many == 0
+                    && source.len <= sink.len
+                    && source.len >= header;
+                if !simple {
+                    known = self.jobs.count;
+                    break;
+                }
+                let job = Job {
+                    from: source.addr.wrapping_sub(from_base) as usize,
+                    to: sink.addr.wrapping_sub(to_base) as usize,
+                    len: source.len,
+                    heads: (from_head, to_head),
+                };
+                from.prefetch(job.from);
+                from.prefetch(job.from + 64);
+                to.prefetch_write(job.to);
+                to.prefetch_write(job.to + 64);
+                self.jobs.add(self.turn, job);
             }
-            if known == 0 || !self.one(header) {
+            if self.jobs.count == 0 {
                 break;
             }
-            self.fetched -= 1;
-            moved += 1;
+            let job = self.jobs.at(self.turn);
+            if !to.copy_from(job.to, from, job.from, job.len as usize) {
+                break;
+            }
+            if header == 12 {
+                // One buffer.
+                to.store_u16(job.to + 10, 1);
+            }
+            self.to.give_back(job.heads.1, job.len);
+            self.from.give_back(job.heads.0, 0);
+            self.turn = self.turn.wrapping_add(1);
+            (self.jobs.count, known, moved) = (self.jobs.count - 1, known - 1, moved + 1);
         }
         moved
-    }
-
-    /// Moves the next frame, which must be there with a buffer for it; false if it is not the usual case.
-    #[inline(always)]
-    fn one(&mut self, header: u32) -> bool {
-        let many = Desc::NEXT | Desc::INDIRECT;
-        let (from_head, from) = self.from.first(0);
-        let (to_head, to) = self.to.first(0);
-        if (from.flags | to.flags) & many != 0 || from.len > to.len || from.len < header {
-            return false;
-        }
-        let (Some((source, source_at, len)), Some((sink, sink_at, _))) =
-            (self.from.resolve(from), self.to.resolve(to))
-        else {
-            return false;
-        };
-        if !sink
-            .window()
-            .copy_from(sink_at, source.window(), source_at, len)
-        {
-            return false;
-        }
-        if header == 12 {
-            // One buffer.
-            sink.store_u16(sink_at + 10, 1);
-        }
-        self.to.give_back(to_head, from.len);
-        self.from.give_back(from_head, 0);
-        true
     }
 }
