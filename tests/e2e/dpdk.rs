@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use vswitch_tests::{Guest, Netns, Result, Role, RunDir, Switch, TestPmd, cases, check};
 
-use crate::setup::{ADDRESSES, TWO_PORTS, UP_LIMIT, guest, mac, nic};
+use crate::setup::{ADDRESSES, TWO_PORTS, UP_LIMIT, check_layouts, guest, mac, nic};
 
 cases!("dpdk":
     testpmd_connects,
     testpmd_listens,
+    testpmd_with_packed_rings,
     testpmd_with_two_queue_pairs_is_killed_and_comes_back,
     an_af_packet_port_reaches_a_namespace,
     a_tap_port_reaches_the_host,
@@ -17,7 +18,7 @@ cases!("dpdk":
 const SOON: Duration = Duration::from_secs(20);
 
 /// Two testpmds on one bridge: one sends to the other's address, and all that was delivered must have come.
-fn through(dir: &RunDir, config: &str, role: Role) -> Result<()> {
+fn through(dir: &RunDir, config: &str, role: Role, options: &[&str]) -> Result<()> {
     let switch = Switch::start(dir, config)?;
     let start = |n: u8| {
         TestPmd::start(
@@ -26,12 +27,13 @@ fn through(dir: &RunDir, config: &str, role: Role) -> Result<()> {
             &dir.join(format!("vm{n}.sock")),
             role,
             mac(n),
-            &[],
+            options,
         )
     };
     let (mut sender, mut receiver) = (start(1)?, start(2)?);
     switch.wait_up("vm1", UP_LIMIT)?;
     switch.wait_up("vm2", UP_LIMIT)?;
+    check_layouts(&switch, [options.contains(&"packed_vq=1"); 2])?;
 
     receiver.run("set fwd rxonly")?;
     receiver.run("start")?;
@@ -67,7 +69,11 @@ fn through(dir: &RunDir, config: &str, role: Role) -> Result<()> {
 }
 
 fn testpmd_connects(dir: &RunDir) -> Result<()> {
-    through(dir, TWO_PORTS, Role::Client)
+    through(dir, TWO_PORTS, Role::Client, &[])
+}
+
+fn testpmd_with_packed_rings(dir: &RunDir) -> Result<()> {
+    through(dir, TWO_PORTS, Role::Client, &["packed_vq=1"])
 }
 
 fn testpmd_listens(dir: &RunDir) -> Result<()> {
@@ -75,6 +81,7 @@ fn testpmd_listens(dir: &RunDir) -> Result<()> {
         dir,
         &TWO_PORTS.replace(".sock }", ".sock, mode: client }"),
         Role::Server,
+        &[],
     )
 }
 

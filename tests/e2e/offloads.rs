@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use vswitch_tests::{Guest, Result, RunDir, Switch, cases, check, iperf, machine};
 
-use crate::setup::{ADDRESSES, TWO_PORTS, guest, nic, send_random};
+use crate::setup::{ADDRESSES, TWO_PORTS, check_layouts, guest, nic, send_random};
 
 cases!("offloads":
     everything_meets_nothing,
     large_segments_meet_small_buffers,
     jumbo_frames_pass_and_no_larger_ones,
     a_port_can_offer_less,
+    packed_rings_meet_split_ones,
+    packed_rings_with_chains,
 );
 
 const SOON: Duration = Duration::from_secs(20);
@@ -104,4 +106,29 @@ fn a_port_can_offer_less(dir: &RunDir) -> Result<()> {
         );
     }
     talk(&switch, &mut vm1, &mut vm2)
+}
+
+fn packed_rings_meet_split_ones(dir: &RunDir) -> Result<()> {
+    let switch = Switch::start(dir, TWO_PORTS)?;
+    let packed = nic(dir, 2).with(&["packed=on"]);
+    let [mut vm1, mut vm2] = Guest::boot_all(dir, [&guest(1, nic(dir, 1)), &guest(2, packed)])?;
+    talk(&switch, &mut vm1, &mut vm2)?;
+    check_layouts(&switch, [false, true])
+}
+
+/// Descriptors strung together in the ring itself, and no event indices.
+fn packed_rings_with_chains(dir: &RunDir) -> Result<()> {
+    let switch = Switch::start(dir, TWO_PORTS)?;
+    let packed = |n| {
+        nic(dir, n)
+            .with(&["packed=on"])
+            .without(&["indirect_desc", "event_idx"])
+    };
+    // Buffers of 64 KB, each a chain: with 256 descriptors a guest would have a dozen, too few for one that is slow.
+    let small = packed(2)
+        .without(&["mrg_rxbuf"])
+        .with(&["rx_queue_size=1024"]);
+    let [mut vm1, mut vm2] = Guest::boot_all(dir, [&guest(1, packed(1)), &guest(2, small)])?;
+    talk(&switch, &mut vm1, &mut vm2)?;
+    check_layouts(&switch, [true, true])
 }

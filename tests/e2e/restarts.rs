@@ -4,18 +4,23 @@ use std::time::Duration;
 
 use vswitch_tests::{Guest, Nic, Result, Role, RunDir, Switch, cases, check, machine};
 
-use crate::setup::{ADDRESSES, TWO_PORTS, UP_LIMIT, guest, mac, nic};
+use crate::setup::{ADDRESSES, TWO_PORTS, UP_LIMIT, check_layouts, guest, mac, nic};
 
-cases!("restarts": a_tcp_connection_survives_when_the_switch_listens, a_tcp_connection_survives_when_qemu_listens);
+cases!("restarts":
+    a_tcp_connection_survives_when_the_switch_listens,
+    a_tcp_connection_survives_when_qemu_listens,
+    a_tcp_connection_survives_over_packed_rings,
+);
 
 const SOON: Duration = Duration::from_secs(20);
 
 /// Kills the switch, and stops it the polite way, again and again under one TCP connection at full speed.
-fn under_traffic(dir: &RunDir, config: &str, nics: [Nic; 2]) -> Result<()> {
+fn under_traffic(dir: &RunDir, config: &str, nics: [Nic; 2], packed: bool) -> Result<()> {
     let mut switch = Switch::start(dir, config)?;
     let [nic1, nic2] = nics;
     let [mut vm1, mut vm2] = Guest::boot_all(dir, [&guest(1, nic1), &guest(2, nic2)])?;
     vm1.wait_for_answer(ADDRESSES[1], SOON)?;
+    check_layouts(&switch, [packed; 2])?;
 
     let rounds = machine::rounds(4, 20);
     // Long enough for every round at its slowest; ended by hand when the rounds are through.
@@ -68,11 +73,17 @@ fn under_traffic(dir: &RunDir, config: &str, nics: [Nic; 2]) -> Result<()> {
 }
 
 fn a_tcp_connection_survives_when_the_switch_listens(dir: &RunDir) -> Result<()> {
-    under_traffic(dir, TWO_PORTS, [nic(dir, 1), nic(dir, 2)])
+    under_traffic(dir, TWO_PORTS, [nic(dir, 1), nic(dir, 2)], false)
 }
 
 fn a_tcp_connection_survives_when_qemu_listens(dir: &RunDir) -> Result<()> {
     let config = TWO_PORTS.replace(".sock }", ".sock, mode: client }");
     let listening = |n: u8| Nic::vhost_user(dir.join(format!("vm{n}.sock")), Role::Server, mac(n));
-    under_traffic(dir, &config, [listening(1), listening(2)])
+    under_traffic(dir, &config, [listening(1), listening(2)], false)
+}
+
+/// QEMU does not know where the rings stood and says that they are new; the switch looks.
+fn a_tcp_connection_survives_over_packed_rings(dir: &RunDir) -> Result<()> {
+    let packed = |n| nic(dir, n).with(&["packed=on"]);
+    under_traffic(dir, TWO_PORTS, [packed(1), packed(2)], true)
 }

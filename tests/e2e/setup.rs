@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vswitch_packet::MacAddr;
-use vswitch_tests::{Guest, GuestSpec, Nic, Result, Role, RunDir, Switch};
+use vswitch_tests::{Guest, GuestSpec, Nic, Result, Role, RunDir, Switch, check};
 
 /// Address of guest `n` on its first NIC.
 pub(crate) const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
@@ -71,5 +71,18 @@ pub(crate) fn send_random(
         sent == got,
         "{mib} MiB arrived as {size} bytes that differ from those sent"
     );
+    Ok(())
+}
+
+/// Whether the guests on both ports have negotiated packed rings as they should.
+pub(crate) fn check_layouts(switch: &Switch<'_>, want: [bool; 2]) -> Result<()> {
+    for (port, packed) in ["vm1", "vm2"].into_iter().zip(want) {
+        let features = switch.port(port)?.vhost.map(|vhost| vhost.features);
+        let features = features.unwrap_or_default();
+        check!(
+            features.iter().any(|feature| feature == "ring-packed") == packed,
+            "{port} should have packed rings: {packed}; it has {features:?}"
+        );
+    }
     Ok(())
 }

@@ -282,6 +282,7 @@ fn next(net: &mut Net<'_>) -> Result<Place> {
     place.ok_or_else(|| Error::Failed("guest 1 has no packed rings".into()))
 }
 
+/// What is done to a descriptor.
 type Spoil = fn(&mut PackedDesc);
 
 /// How a chain of three goes wrong: the reason counted, and what is done to its second descriptor.

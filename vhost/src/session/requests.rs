@@ -173,11 +173,13 @@ impl<'a> Session<'a> {
         if self.device.features == Some(value) {
             return Ok(Answer::Done);
         }
-        let split = !features::has(value, features::RING_PACKED);
+        let packed = features::has(value, features::RING_PACKED);
+        let other_layout = self.device.features.is_some() && packed != self.is_packed();
         for vring in &mut self.vrings {
             vring.restart(self.rings);
-            // What it was for a packed ring may be no size for this one.
-            vring.size = vring.size.filter(|size| !split || size.is_power_of_two());
+            if other_layout {
+                vring.forget_layout();
+            }
         }
         self.device.features = Some(value);
         self.advance_all();

@@ -217,6 +217,11 @@ impl Vring {
         self.state = State::Stopped;
     }
 
+    /// The ring is to be one of the other layout, where its size may be none and its base means nothing: it waits for both.
+    pub(super) fn forget_layout(&mut self) {
+        (self.size, self.base) = (None, None);
+    }
+
     /// The front-end says where the ring stands. That is certain only if it repeats what it was told.
     pub(super) fn set_base(&mut self, bits: u32, rings: &mut dyn Rings) {
         self.restart(rings);

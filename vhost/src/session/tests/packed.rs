@@ -184,10 +184,15 @@ fn a_size_need_be_no_power_of_two_as_long_as_rings_are_packed() {
     let queues = queues();
     start(&front, &queues, [START; 2]);
     assert_eq!(front.switch.attached(), 2);
-    // A size of six is none for split rings: they wait for another.
+    // A size of six is none for split rings: they wait for another, and for a base.
     let split = front.features & !mask(RING_PACKED);
     front.send(R::SET_FEATURES, &split.to_ne_bytes(), &[]);
     front.sync();
     assert_eq!(front.switch.attached(), 0);
     assert_eq!([6, 8].map(ask), [1, 0]);
+    // Where the packed ring stood means nothing now.
+    assert!(!front.switch.has_rx(0));
+    front.send(R::SET_VRING_BASE, &front::state(0, 0), &[]);
+    front.sync();
+    assert!(front.switch.has_rx(0));
 }
