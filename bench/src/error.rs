@@ -35,6 +35,17 @@ pub enum Error {
         /// Where it is to be had.
         package: &'static str,
     },
+    /// Too few hugepages are free. Not fatal: the peer is left out.
+    #[error("{wanted} hugepages of 2 MiB must be free, {free} are; see /proc/sys/vm/nr_hugepages")]
+    Hugepages {
+        /// How many are needed.
+        wanted: u64,
+        /// How many there are.
+        free: u64,
+    },
+    /// Packed rings were asked for. Not fatal: those cases are left out.
+    #[error("does not offer packed rings")]
+    SplitOnly,
     /// A contestant ended, or does not answer.
     #[error("{whom}: {what}; the last it said:\n{log}")]
     Contestant {
@@ -66,6 +77,9 @@ pub enum Error {
     /// Guest memory.
     #[error("simulated guest: {0}")]
     Memory(#[from] MemoryError),
+    /// A Linux guest, or the kernel bridge.
+    #[error(transparent)]
+    Machine(#[from] vswitch_tests::Error),
     /// The plot could not be drawn.
     #[error("cannot draw the plot: {0}")]
     Plot(String),

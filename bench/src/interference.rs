@@ -48,7 +48,35 @@ impl Default for Limits {
     }
 }
 
+impl Interference {
+    /// Adds what was lost in another span.
+    pub fn add(&mut self, other: &Self) {
+        self.steal_ms += other.steal_ms;
+        self.delay_ms += other.delay_ms;
+        self.preempted += other.preempted;
+    }
+}
+
 impl Limits {
+    /// For times of single frames, in windows so short that many are free of any disturbance: nobody was
+    /// preempted, and nothing was stolen that is seen.
+    pub fn strict() -> Self {
+        Self {
+            steal: 0.0,
+            delay: 1e-3,
+            preempted: 0.0,
+        }
+    }
+
+    /// For losses, which steal time causes for certain, and waiting only if it is longer than rings hold.
+    pub fn for_losses() -> Self {
+        Self {
+            steal: 0.0,
+            delay: 0.01,
+            ..Self::default()
+        }
+    }
+
     /// Why a slice of this length does not count, if it does not.
     pub fn verdict(&self, seen: &Interference, window: Duration) -> Option<String> {
         let part = |ms: f64| ms / 1e3 / window.as_secs_f64();
@@ -202,6 +230,13 @@ mod tests {
                 .contains("preemptions")
         );
         assert!(limits.verdict(&seen(20.0, 0.0, 0), second / 2).is_some());
+        let strict = Limits::strict();
+        assert!(strict.verdict(&seen(10.0, 0.0, 0), 60 * second).is_some());
+        assert!(strict.verdict(&seen(0.0, 0.0, 1), second / 100).is_some());
+        assert_eq!(strict.verdict(&seen(0.0, 0.9, 0), second), None);
+        let losses = Limits::for_losses();
+        assert!(losses.verdict(&seen(10.0, 0.0, 0), second).is_some());
+        assert_eq!(losses.verdict(&seen(0.0, 9.0, 40), second), None);
     }
 
     #[test]

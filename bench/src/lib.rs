@@ -15,30 +15,38 @@
 //! in the raw samples, and not counted. What is reported are medians of slices of one cache class,
 //! and ratios to the peers of the same run.
 //!
+//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `memory`, `idle`) take turns in the same way;
+//! what is theirs alone stands at their files.
+//!
 //! # Where things are
 //!
 //! | module | is |
 //! | --- | --- |
 //! | [`experiment`] | what is measured; one file each |
 //! | [`contestant`] | who is measured: the switch, peers, the bare mover |
-//! | [`generator`] | the load: sends, receives, checks, counts |
-//! | [`rounds`] | slices in turn, and when there are enough |
+//! | [`generator`] | the load: sends, receives, checks, counts; as fast as it goes or at a rate |
+//! | [`histogram`] | how often which latency was seen |
+//! | [`rounds`], [`sample`] | slices in turn, and when there are enough; what a slice gave |
 //! | [`probe`], [`interference`] | what the machine does meanwhile |
+//! | [`footprint`], [`cputime`] | memory and processor time of a contestant |
 //! | [`stats`], [`report`] | medians, ratios, table, JSON, plot |
 //! | [`lock`], [`cpu`], [`machine`] | one measurement at a time, on which CPUs, on what machine |
 //!
 //! # Limits
 //!
-//! One worker, one queue pair, two CPUs; frames up to 2,036 bytes. Linux on x86-64. Without root it
+//! One worker, one queue pair, two CPUs; frames up to 9,018 bytes. Linux on x86-64. Without root it
 //! works, but nothing can be given priority over other load.
 
 #![forbid(unsafe_code)]
 
 pub mod contestant;
 pub mod cpu;
+pub mod cputime;
 mod error;
 pub mod experiment;
+pub mod footprint;
 pub mod generator;
+pub mod histogram;
 pub mod interference;
 pub mod lock;
 pub mod machine;
@@ -47,6 +55,7 @@ pub mod probe;
 mod process;
 pub mod report;
 pub mod rounds;
+pub mod sample;
 pub mod stats;
 
 pub use error::{Error, Result};
@@ -59,18 +68,27 @@ pub fn run(options: &Options) -> Result<()> {
             print!("{}", options::list());
             Ok(())
         }
-        What::Vvp => {
-            let report = experiment::vvp::run(options)?;
-            print!("{}", report::table::render(&report));
-            if let Some(path) = &options.json {
-                report::write_json(&report, path)?;
-                println!("raw samples: {}", path.display());
-            }
-            if let Some(path) = &options.svg {
-                report::plot::write(&report, path)?;
-                println!("plot: {}", path.display());
-            }
-            Ok(())
-        }
+        What::Vvp => present(&experiment::vvp::run(options)?, options),
+        What::Pvp => present(&experiment::pvp::run(options)?, options),
+        What::Mover => present(&experiment::mover::run(options)?, options),
+        What::Ndr => present(&experiment::ndr::run(options)?, options),
+        What::Latency => present(&experiment::latency::run(options)?, options),
+        What::Tcp => present(&experiment::tcp::run(options)?, options),
+        What::Memory => present(&experiment::memory::run(options)?, options),
+        What::Idle => present(&experiment::idle::run(options)?, options),
     }
+}
+
+/// Shows what was found, and writes it to the files asked for.
+fn present(report: &impl report::Findings, options: &Options) -> Result<()> {
+    print!("{}", report.text());
+    if let Some(path) = &options.json {
+        report::write_json(report, path)?;
+        println!("raw samples: {}", path.display());
+    }
+    if let Some(path) = &options.svg {
+        report.chart().write(path)?;
+        println!("plot: {}", path.display());
+    }
+    Ok(())
 }

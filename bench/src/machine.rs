@@ -7,6 +7,7 @@ use std::process::Command;
 use serde::Serialize;
 
 use crate::cpu::Placement;
+use crate::{Error, Result};
 
 /// Notes on the machine and on what ran on it.
 #[derive(Clone, Debug, Serialize)]
@@ -86,6 +87,15 @@ pub fn free_hugepages() -> u64 {
     field(&read("/proc/meminfo"), "HugePages_Free")
         .and_then(|n| n.parse().ok())
         .unwrap_or(0)
+}
+
+/// An error if fewer hugepages are free.
+pub fn need_hugepages(wanted: u64) -> Result<()> {
+    let free = free_hugepages();
+    if free < wanted {
+        return Err(Error::Hugepages { wanted, free });
+    }
+    Ok(())
 }
 
 /// Version of an installed Debian package.

@@ -27,15 +27,24 @@ pub struct Options {
     /// Write a plot to this file.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Whom to measure against, separated by commas. One that is not installed is left out.
+    /// Whom to measure against, separated by commas. One that is not installed, or has no part in the experiment, is
+    /// left out.
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "testpmd,mover"
+        default_value = "ovs,ovs-flows,testpmd,mover,bridge"
     )]
     pub peers: Vec<Peer>,
-    /// Undisturbed slices wanted of each contestant in each case [default: 7; with --quick: 5].
+    /// Only these cases, separated by commas: frame sizes (64B, 1500B, ...) and, where an experiment has
+    /// them, imix, flows, macs, directions, touch, packed [default: all].
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cases: Vec<String>,
+    /// How long `ndr` offers 90 % of the rate without loss, in seconds [default: 10; with --quick: 2].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub soak: Option<u32>,
+    /// Undisturbed slices (searches, for `ndr`) wanted of each contestant in each case [default: 7, for
+    /// `ndr` and `latency` 5; with --quick: 5, 1 and 3].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: Option<u32>,
     /// CPU of the generator and CPU of the contestants [default: the first two allowed].
@@ -54,25 +63,45 @@ pub struct Options {
 pub enum What {
     /// Show the experiments.
     List,
-    /// Guest to switch to guest: frames per second by frame size and number of flows.
+    /// Guest to switch to guest: frames per second by size, flows, addresses, directions, ring layout.
     Vvp,
+    /// NIC to switch to guest and back: the same with a DPDK port on one side, both directions at once.
+    Pvp,
+    /// The bare mover by frame size: the limit, and what the generator itself costs.
+    Mover,
+    /// The highest rate without loss (RFC 2544, section 26.1), and a soak at 90 % of it.
+    Ndr,
+    /// How long frames take: one at a time, and at parts of the highest rate.
+    Latency,
+    /// Linux guest to switch to Linux guest: TCP with large segments, and ping, beside a kernel bridge and OVS.
+    Tcp,
+    /// Memory of the switch by number of ports, guest memory not counted.
+    Memory,
+    /// Processor time of the switch while its guests are silent.
+    Idle,
 }
 
 /// Who the switch is measured against.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
+    /// Open vSwitch on DPDK, learning addresses (package openvswitch-switch-dpdk).
+    Ovs,
+    /// The same with OpenFlow rules from port to port.
+    OvsFlows,
     /// DPDK's testpmd between two vhost ports, io mode: forwards without looking (package dpdk-dev).
     Testpmd,
     /// One copy from ring to ring in our own process, no switching: the limit.
     Mover,
+    /// The kernel's bridge with tap devices; only where guests are real.
+    Bridge,
     /// Nobody.
     None,
 }
 
 impl Options {
-    /// Undisturbed slices wanted of each contestant.
-    pub fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 5 } else { 7 })
+    /// Undisturbed slices wanted of each contestant, by default so many in a full and in a quick run.
+    pub fn rounds_or(&self, full: u32, quick: u32) -> u32 {
+        self.rounds.unwrap_or(if self.quick { quick } else { full })
     }
 
     /// Whether a peer is to take part.
@@ -116,7 +145,11 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Options::command().debug_assert();
-        assert!(list().starts_with("vvp "));
+        let names = list();
+        let names = names.lines().filter_map(|line| line.split(' ').next());
+        assert!(names.eq([
+            "vvp", "pvp", "mover", "ndr", "latency", "tcp", "memory", "idle"
+        ]));
     }
 
     #[test]
@@ -125,9 +158,11 @@ mod tests {
             |args: &[&str]| Options::try_parse_from([&["vswitch-bench", "vvp"], args].concat());
         let options = parse(&["--peers", "mover", "--cpus", "1,0", "--quick"]).unwrap();
         assert!(options.wants(Peer::Mover) && !options.wants(Peer::Testpmd));
-        assert_eq!(options.rounds(), 5);
+        assert_eq!(options.rounds_or(7, 5), 5);
         assert!(parse(&["--cpus", "1"]).unwrap().placement().is_err());
         assert!(parse(&["--peers", "moover"]).is_err());
         assert!(parse(&["--rounds", "0"]).is_err());
+        let options = parse(&["--cases", "64B,flows", "--rounds", "2"]).unwrap();
+        assert_eq!((options.cases.len(), options.rounds_or(7, 5)), (2, 2));
     }
 }

@@ -102,6 +102,14 @@ impl Process {
         })
     }
 
+    /// An error with the end of this process's log, unless the log has nothing to add.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::SplitOnly => error,
+            error => self.complain(&error.to_string()),
+        }
+    }
+
     /// An error about this process, with the end of its log.
     pub(crate) fn complain(&self, what: &str) -> Error {
         let log = std::fs::read(&self.log).unwrap_or_default();

@@ -5,45 +5,10 @@
 //! into another cache class do not count, so rounds go on until every contestant has enough of one
 //! class, or the limit is reached and there is less.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
-use crate::interference::Interference;
 use crate::probe::Class;
-use crate::stats::{Ratio, Summary};
-
-/// One slice.
-#[derive(Clone, Debug, Serialize)]
-pub struct Sample {
-    /// Which round it belongs to.
-    pub round: u32,
-    /// The figure, in the report's unit.
-    pub value: f64,
-    /// Frames that arrived in the window.
-    pub frames: u64,
-    /// Frames that were sent and will not arrive, in the window.
-    pub lost: u64,
-    /// Length of the window, seconds.
-    pub seconds: f64,
-    /// Part of its turns in which the generator had nothing to do but wait for the contestant.
-    pub generator_idle: f64,
-    /// What the probe said before and after, nanoseconds a bounce.
-    pub bounce_ns: (f64, f64),
-    /// The class of that, before and after; they differ where the host moved a CPU meanwhile.
-    pub class: (Class, Class),
-    /// What disturbed it.
-    pub interference: Interference,
-    /// Why it does not count, if it does not.
-    pub discarded: Option<String>,
-}
-
-impl Sample {
-    /// Its class, if it counts.
-    pub fn counts_for(&self) -> Option<Class> {
-        (self.discarded.is_none() && self.class.0 == self.class.1).then_some(self.class.0)
-    }
-}
+use crate::sample::Sample;
 
 /// How long to go on.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -63,190 +28,116 @@ impl Schedule {
         }
     }
 
-    /// Lets contestants take turns; returns the samples of each, in the order of the rounds.
-    pub fn run<C, E>(
+    /// Makes rounds until there is enough. A round gives a sample of each contestant in each of some
+    /// cases; the outcome is by case, contestant and round.
+    pub fn rounds<E>(
         &self,
-        contestants: &mut [C],
-        mut slice: impl FnMut(u32, &mut C) -> Result<Sample, E>,
-    ) -> Result<Vec<Vec<Sample>>, E> {
-        let mut samples = vec![Vec::new(); contestants.len()];
-        for round in 0..self.limit {
-            for index in order(round, contestants.len()) {
-                samples[index].push(slice(round, &mut contestants[index])?);
+        mut round: impl FnMut(u32) -> Result<Vec<Vec<Sample>>, E>,
+    ) -> Result<Vec<Vec<Vec<Sample>>>, E> {
+        let mut cases: Vec<Vec<Vec<Sample>>> = Vec::new();
+        for number in 0..self.limit {
+            for (case, samples) in round(number)?.into_iter().enumerate() {
+                if cases.len() == case {
+                    cases.push(vec![Vec::new(); samples.len()]);
+                }
+                for (all, sample) in cases[case].iter_mut().zip(samples) {
+                    all.push(sample);
+                }
             }
-            if enough(&samples, self.wanted) {
+            if cases.iter().all(|samples| enough(samples, self.wanted)) {
                 break;
             }
         }
-        Ok(samples)
+        Ok(cases)
     }
 }
 
-/// The order of a round: everybody once, another first each time.
-fn order(round: u32, contestants: usize) -> impl Iterator<Item = usize> {
+/// Everybody once, another first each time; the outcomes are in the order of the contestants.
+pub fn in_turn<C, T, E>(
+    round: u32,
+    contestants: &mut [C],
+    mut slice: impl FnMut(usize, &mut C) -> Result<T, E>,
+) -> Result<Vec<T>, E> {
+    let mut taken = Vec::with_capacity(contestants.len());
+    for index in order(round, contestants.len()) {
+        taken.push((index, slice(index, &mut contestants[index])?));
+    }
+    taken.sort_by_key(|(index, _)| *index);
+    Ok(taken.into_iter().map(|(_, value)| value).collect())
+}
+
+/// The order of a round.
+pub(crate) fn order(round: u32, contestants: usize) -> impl Iterator<Item = usize> {
     (0..contestants).map(move |place| (place + round as usize) % contestants)
 }
 
 fn enough(samples: &[Vec<Sample>], wanted: u32) -> bool {
-    [Class::Shared, Class::Split].into_iter().any(|class| {
-        samples
-            .iter()
-            .all(|samples| of_class(samples, class).len() >= wanted as usize)
-    })
-}
-
-/// Round and value of the samples that count for a class.
-fn of_class(samples: &[Sample], class: Class) -> Vec<(u32, f64)> {
-    let counted = samples.iter().filter(|s| s.counts_for() == Some(class));
-    counted.map(|s| (s.round, s.value)).collect()
-}
-
-/// What came out for one class of slices.
-#[derive(Clone, Debug, Serialize)]
-pub struct ClassResult {
-    /// The class.
-    pub class: Class,
-    /// By contestant.
-    pub summaries: BTreeMap<String, Summary>,
-    /// The first contestant in parts of each other one.
-    pub ratios: BTreeMap<String, Ratio>,
-}
-
-/// Sums up, class by class, the one with the most samples first. A class counts if the first
-/// contestant has samples in it.
-pub fn sum_up(names: &[String], samples: &[Vec<Sample>]) -> Vec<ClassResult> {
-    let Some((first, others)) = names.split_first() else {
-        return Vec::new();
+    let count = |samples: &[Sample], class| {
+        let counted = samples.iter().filter(|s| s.counts_for() == Some(class));
+        counted.count()
     };
-    let mut results = Vec::new();
-    for class in [Class::Shared, Class::Split] {
-        let counted: BTreeMap<_, _> = names
-            .iter()
-            .zip(samples)
-            .map(|(name, s)| (name, of_class(s, class)))
-            .collect();
-        let ours = &counted[first];
-        if ours.is_empty() {
-            continue;
-        }
-        let summary = |name| {
-            Some((
-                String::clone(name),
-                Summary::of(counted.get(name)?.iter().map(|s| s.1))?,
-            ))
-        };
-        let ratio = |name| Some((String::clone(name), Ratio::of(ours, counted.get(name)?)?));
-        results.push(ClassResult {
-            class,
-            summaries: names.iter().filter_map(summary).collect(),
-            ratios: others.iter().filter_map(ratio).collect(),
-        });
-    }
-    let size = |result: &ClassResult| result.summaries.values().map(|s| s.count).sum::<usize>();
-    results.sort_by_key(|result| std::cmp::Reverse(size(result)));
-    results
+    [Class::Shared, Class::Split]
+        .into_iter()
+        .any(|class| samples.iter().all(|s| count(s, class) >= wanted as usize))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::testing::{SHARED, SPLIT, sample};
     use proptest::prelude::*;
 
-    fn sample(round: u32, value: f64, class: (Class, Class), good: bool) -> Sample {
-        Sample {
-            round,
-            value,
-            frames: 1,
-            lost: 0,
-            seconds: 1.0,
-            generator_idle: 0.5,
-            bounce_ns: (80.0, 80.0),
-            class,
-            interference: Interference::default(),
-            discarded: (!good).then(|| "noise".into()),
-        }
-    }
-
-    const SHARED: (Class, Class) = (Class::Shared, Class::Shared);
-    const SPLIT: (Class, Class) = (Class::Split, Class::Split);
-    const MOVED: (Class, Class) = (Class::Shared, Class::Split);
-
     #[test]
-    fn turns_rotate() {
-        let mut turns = Vec::new();
-        let schedule = Schedule {
-            wanted: 3,
-            limit: 9,
-        };
-        let samples = schedule
-            .run(&mut ["a", "b", "c"], |round, name| {
-                turns.push(*name);
-                Ok::<_, ()>(sample(round, 1.0, SHARED, true))
-            })
-            .unwrap();
-        assert_eq!(turns.concat(), "abcbcacab");
-        assert!(samples.iter().all(|s| s.iter().map(|s| s.round).eq(0..3)));
+    fn turns_rotate_and_outcomes_do_not() {
+        let mut turns = String::new();
+        for round in 0..3 {
+            let taken = in_turn(round, &mut ["a", "b", "c"], |index, name| {
+                turns += name;
+                Ok::<_, ()>(index)
+            });
+            assert_eq!(taken.unwrap(), [0, 1, 2]);
+        }
+        assert_eq!(turns, "abcbcacab");
     }
 
     #[test]
     fn rounds_go_on_until_one_class_is_full_for_all() {
         // Every other round of "b" falls into another class, "c" is always disturbed.
-        let class = |round, name: &str| {
-            if name == "b" && round % 2 == 1 {
-                SPLIT
-            } else {
-                SHARED
-            }
-        };
-        let count = |names: &mut [&str]| {
-            let slice = |round, name: &mut &str| {
-                Ok::<_, ()>(sample(round, 1.0, class(round, name), *name != "c"))
-            };
-            Schedule {
+        let count = |names: &[&str]| {
+            let schedule = Schedule {
                 wanted: 3,
                 limit: 9,
-            }
-            .run(names, slice)
-            .unwrap()[0]
-                .len()
+            };
+            let round = |round| {
+                let one = |name: &&str| {
+                    let away = *name == "b" && round % 2 == 1;
+                    let class = if away { SPLIT } else { SHARED };
+                    sample(round, 1.0, class, *name != "c")
+                };
+                Ok::<_, ()>(vec![names.iter().map(one).collect()])
+            };
+            schedule.rounds(round).unwrap()[0][0].len()
         };
-        assert_eq!(count(&mut ["a"]), 3);
-        assert_eq!(count(&mut ["a", "b"]), 5);
-        assert_eq!(count(&mut ["a", "c"]), 9);
+        assert_eq!(count(&["a"]), 3);
+        assert_eq!(count(&["a", "b"]), 5);
+        assert_eq!(count(&["a", "c"]), 9);
+    }
+
+    #[test]
+    fn every_case_has_to_be_full() {
+        let round = |round| {
+            let of = |good| vec![sample(round, 1.0, SHARED, good)];
+            Ok::<_, ()>(vec![of(true), of(round > 1)])
+        };
+        let cases = Schedule::new(2).rounds(round).unwrap();
+        assert_eq!((cases.len(), cases[0][0].len()), (2, 4));
+        assert!(cases[1][0].iter().map(|s| s.round).eq(0..4));
     }
 
     #[test]
     fn an_error_ends_the_run() {
-        let slice = |_, _: &mut ()| Err::<Sample, _>("gone");
-        assert_eq!(Schedule::new(3).run(&mut [()], slice).unwrap_err(), "gone");
-    }
-
-    #[test]
-    fn classes_are_not_mixed() {
-        let ours = vec![
-            sample(0, 30.0, SHARED, true),
-            sample(1, 10.0, SPLIT, true),
-            sample(2, 32.0, SHARED, true),
-            sample(3, 99.0, MOVED, true),
-            sample(4, 1.0, SHARED, false),
-        ];
-        let peer = vec![sample(0, 15.0, SHARED, true), sample(1, 10.0, SPLIT, true)];
-        let results = sum_up(&["us".into(), "peer".into()], &[ours, peer]);
-        assert_eq!(results.len(), 2);
-        assert_eq!(
-            (results[0].class, results[0].summaries["us"].median),
-            (Class::Shared, 31.0)
-        );
-        assert_eq!(results[0].summaries["us"].count, 2);
-        assert_eq!(results[0].ratios["peer"].spread, Some((2.0, 2.0)));
-        assert_eq!(results[1].ratios["peer"].of_medians, 1.0);
-    }
-
-    #[test]
-    fn without_samples_of_ours_there_is_nothing_to_say() {
-        let peer = vec![sample(0, 15.0, SHARED, true)];
-        assert!(sum_up(&["us".into(), "peer".into()], &[Vec::new(), peer]).is_empty());
-        assert!(sum_up(&[], &[]).is_empty());
+        let error = Schedule::new(3).rounds(|_| Err("gone")).unwrap_err();
+        assert_eq!(error, "gone");
     }
 
     proptest! {

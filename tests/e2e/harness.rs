@@ -6,7 +6,7 @@ use vswitch_tests::{Error, Guest, KernelBridge, Netns, Nic, Result, RunDir, case
 
 use crate::setup::{ADDRESSES, guest, mac, send_random};
 
-cases!("harness": two_guests_talk_over_a_kernel_bridge, a_guest_survives_what_a_console_must, namespaces_are_apart);
+cases!("harness": two_guests_talk_over_a_kernel_bridge, a_guest_survives_what_a_console_must, a_paused_guest_stands_still, namespaces_are_apart);
 
 fn two_guests_talk_over_a_kernel_bridge(dir: &RunDir) -> Result<()> {
     let mut bridge = KernelBridge::new()?;
@@ -58,6 +58,31 @@ fn a_guest_survives_what_a_console_must(dir: &RunDir) -> Result<()> {
     check!(
         vm.try_run("cat /tmp/mark", Duration::from_secs(10))?.0 != 0,
         "the guest did not really reboot"
+    );
+    Ok(())
+}
+
+fn a_paused_guest_stands_still(dir: &RunDir) -> Result<()> {
+    const PAUSE: Duration = Duration::from_secs(2);
+    let mut vm = Guest::boot(dir, &vswitch_tests::GuestSpec::new("vm"))?;
+    let uptime = |vm: &mut Guest| -> Result<f64> {
+        let text = vm.run("cut -d ' ' -f 1 /proc/uptime")?;
+        text.parse()
+            .map_err(|_| Error::Failed(format!("{text:?} is no uptime")))
+    };
+    let before = uptime(&mut vm)?;
+    let started = std::time::Instant::now();
+    vm.pause()?;
+    let used = vm.process().cpu_time()?;
+    std::thread::sleep(PAUSE);
+    let used = vm.process().cpu_time()? - used;
+    check!(used < PAUSE / 10, "a paused guest ran for {used:?}");
+    vm.resume()?;
+    let passed = uptime(&mut vm)? - before;
+    let there = started.elapsed().as_secs_f64();
+    check!(
+        passed < there - PAUSE.as_secs_f64() * 0.9,
+        "the guest's clock went on by {passed} s in {there} s, though it was paused for {PAUSE:?}"
     );
     Ok(())
 }

@@ -20,6 +20,7 @@ mod forwarding;
 mod hostile;
 mod load;
 mod multiqueue;
+mod nic;
 mod offload_matrix;
 mod offloads;
 mod packed;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         disturbance::CASES,
         conversation::CASES,
         multiqueue::CASES,
+        nic::CASES,
         wakeups::CASES,
         config::CASES,
         capture::CASES,

@@ -19,16 +19,16 @@ use crate::setup::{Net, hex, mac, numbered_on, port};
 
 cases!("offload_matrix": without_vlans, pushing_a_tag, popping_a_tag);
 
-const SENDERS: u8 = 6;
-const ALL: u8 = 12;
+pub(crate) const SENDERS: u8 = 6;
+pub(crate) const ALL: u8 = 12;
 
 /// Guest `n`'s offloads: 0 none, 1 checksums, 2 TSO as well; and whether it merges buffers.
-fn kind(n: u8) -> (u8, bool) {
+pub(crate) fn kind(n: u8) -> (u8, bool) {
     let i = (n - 1) % SENDERS;
     (i / 2, i.is_multiple_of(2))
 }
 
-fn with_offloads(n: u8, builder: Builder) -> Builder {
+pub(crate) fn with_offloads(n: u8, builder: Builder) -> Builder {
     let (level, merges) = kind(n);
     let csum = CSUM | GUEST_CSUM;
     let tso = GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | HOST_TSO4 | HOST_TSO6 | HOST_ECN;
@@ -45,20 +45,20 @@ fn with_offloads(n: u8, builder: Builder) -> Builder {
 }
 
 /// Builds a frame as a sender with offloads would send it, with the header that says what is left to do.
-type Unfinished = fn(&Eth, &Ip, &Tcp, &[u8], u16) -> (VirtioNetHdr, Vec<u8>);
+pub(crate) type Unfinished = fn(&Eth, &Ip, &Tcp, &[u8], u16) -> (VirtioNetHdr, Vec<u8>);
 
 /// A frame in the forms it can have, for a layer 2 of choice.
-struct Sample {
-    what: &'static str,
+pub(crate) struct Sample {
+    pub(crate) what: &'static str,
     /// Offloads a sender needs for it.
-    level: u8,
+    pub(crate) level: u8,
     /// Payload of a segment.
-    mss: u16,
+    pub(crate) mss: u16,
     /// As sent: with the header that goes with it.
-    left: Unfinished,
+    pub(crate) left: Unfinished,
     /// With nothing left to do, if that is one frame.
-    done: fn(&Eth, &Ip, &Tcp, &[u8]) -> Vec<u8>,
-    sizes: &'static [usize],
+    pub(crate) done: fn(&Eth, &Ip, &Tcp, &[u8]) -> Vec<u8>,
+    pub(crate) sizes: &'static [usize],
 }
 
 const PLAIN: VirtioNetHdr = VirtioNetHdr {
@@ -71,7 +71,7 @@ const PLAIN: VirtioNetHdr = VirtioNetHdr {
     num_buffers: 0,
 };
 
-const SAMPLES: &[Sample] = &[
+pub(crate) const SAMPLES: &[Sample] = &[
     Sample {
         what: "complete TCP",
         level: 0,
@@ -114,7 +114,7 @@ const SAMPLES: &[Sample] = &[
     },
 ];
 
-fn families() -> [Ip; 2] {
+pub(crate) fn families() -> [Ip; 2] {
     let v6 = |n| std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n);
     [Ip::new([10, 0, 0, 1], [10, 0, 0, 2]), Ip::new(v6(1), v6(2))]
 }
@@ -203,19 +203,8 @@ fn exchange(
     let mut tried = 0;
     for ip in families() {
         for (i, size) in sample.sizes.iter().enumerate() {
-            let payload: Vec<u8> = (0..*size).map(|b| (b * 31 + b / 251) as u8).collect();
-            let header = Tcp {
-                sport: 1000 + u16::from(from),
-                dport: 2000 + u16::from(to),
-                seq: 0xffff_f000,
-                ack: 77,
-                flags: Tcp::ACK | Tcp::PSH,
-                options: if i % 2 == 0 {
-                    Vec::new()
-                } else {
-                    vec![1, 1, 8, 10, 0, 1, 2, 3, 4, 5, 6, 7]
-                },
-            };
+            let payload = payload(*size);
+            let header = header(from, to, i % 2 == 1);
             let (hdr, frame) = (sample.left)(sent, &ip, &header, &payload, sample.mss);
             net.vm(from).send_shaped(&hdr, &frame, &shapes[i % 3])?;
             net.drain(from)?;
@@ -240,9 +229,30 @@ fn exchange(
     Ok(tried)
 }
 
+/// Bytes of which no two stretches are alike.
+pub(crate) fn payload(size: usize) -> Vec<u8> {
+    (0..size).map(|b| (b * 31 + b / 251) as u8).collect()
+}
+
+/// A segment in the middle of a connection, whose sequence number is about to wrap.
+pub(crate) fn header(from: u8, to: u8, options: bool) -> Tcp {
+    Tcp {
+        sport: 1000 + u16::from(from),
+        dport: 2000 + u16::from(to),
+        seq: 0xffff_f000,
+        ack: 77,
+        flags: Tcp::ACK | Tcp::PSH,
+        options: if options {
+            vec![1, 1, 8, 10, 0, 1, 2, 3, 4, 5, 6, 7]
+        } else {
+            Vec::new()
+        },
+    }
+}
+
 /// Whether `frames` are what a receiver of this kind should have got. `left` and `done` are the frame as it was sent and
 /// complete, with the receiver's tag.
-fn judge(
+pub(crate) fn judge(
     (level, _): (u8, bool),
     sample: &Sample,
     (mut hdr, left): (VirtioNetHdr, Vec<u8>),

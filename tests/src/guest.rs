@@ -8,6 +8,7 @@ use vswitch_packet::MacAddr;
 use crate::console::{Console, find_marked, marked};
 use crate::error::{Error, Result};
 use crate::machine;
+use crate::monitor;
 use crate::process::{Process, Streams};
 use crate::run_dir::RunDir;
 
@@ -194,6 +195,7 @@ impl GuestSpec {
 pub struct Guest {
     process: Process,
     console: Console,
+    monitor: PathBuf,
     commands: u64,
 }
 
@@ -223,8 +225,13 @@ impl Guest {
     pub fn start(dir: &RunDir, spec: &GuestSpec) -> Result<Self> {
         machine::need_guests()?;
         let boot = machine::source_root().join("tests/guest/boot");
-        let mut process =
-            Process::start_with(dir, &spec.name, boot, spec.arguments(), Streams::Driven)?;
+        let monitor = dir.join(format!("{}-qmp.sock", spec.name));
+        let mut arguments = spec.arguments();
+        arguments.extend([
+            "-qmp".into(),
+            format!("unix:{},server=on,wait=off", monitor.display()),
+        ]);
+        let mut process = Process::start_with(dir, &spec.name, boot, arguments, Streams::Driven)?;
         let pipes = process
             .take_pipes()
             .ok_or_else(|| Error::Failed("a guest without a console".into()))?;
@@ -233,6 +240,7 @@ impl Guest {
         Ok(Self {
             process,
             console,
+            monitor,
             commands: 0,
         })
     }
@@ -338,6 +346,16 @@ impl Guest {
     pub fn reboot(&mut self) -> Result<()> {
         self.console.write("reboot -f\n")?;
         self.wait_ready()
+    }
+
+    /// Stops the machine where it is, its clock included. QEMU takes its rings back from the switch, which must answer.
+    pub fn pause(&self) -> Result<()> {
+        monitor::command(&self.monitor, "stop")
+    }
+
+    /// Lets a paused machine run on.
+    pub fn resume(&self) -> Result<()> {
+        monitor::command(&self.monitor, "cont")
     }
 
     /// Kills QEMU without a warning.

@@ -36,6 +36,7 @@ mod guest;
 mod iperf;
 mod kernel;
 pub mod machine;
+mod monitor;
 mod process;
 mod run_dir;
 pub mod suite;

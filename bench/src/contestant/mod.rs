@@ -2,19 +2,28 @@
 //! one data thread on the worker's CPU, polling.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use serde::Serialize;
 use vswitch_simguest::driver::{RxOptions, TxOptions};
+use vswitch_simguest::features::virtio::RING_PACKED;
+use vswitch_simguest::memory::Layout;
 use vswitch_simguest::{Builder, SimGuest};
 
-use crate::Result;
-use crate::generator::{Ends, FEATURES, MAC_A, MAC_B, RING_SIZE, Wire};
+use crate::cpu::Placement;
+use crate::generator::{Ends, FEATURES, LONGEST, MAC_A, MAC_B, RING_SIZE, Wire};
+use crate::{Error, Result, machine};
 
-pub use mover::Mover;
+pub use mover::{Mover, between_guests};
+pub use ovs::{Ovs, Rules};
 pub use switch::{Switch, built};
 pub use testpmd::Testpmd;
 
+pub mod host;
 mod mover;
+pub mod ovs;
+pub mod pair;
 mod switch;
 mod testpmd;
 
@@ -41,6 +50,57 @@ pub trait Contestant {
     }
 }
 
+/// What contestants and their guests are started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Which CPUs are used.
+    pub placement: Placement,
+    /// Layout of the guests' rings.
+    pub rings: Rings,
+    /// Frames are longer than [`PLAIN`]; peers give that away for speed unless they are asked for it.
+    pub jumbo: bool,
+    /// What guest A's side is.
+    pub near: Near,
+}
+
+/// What guest A's side of a contestant is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// A vhost-user port of the contestant's own.
+    Guest,
+    /// A port on a device of DPDK, as a NIC would be: its vhost driver, `net_vhost`, which runs in the
+    /// contestant. What guest A does is then what a wire does.
+    Nic,
+}
+
+impl Near {
+    /// The device argument of a NIC that listens on this socket.
+    fn device(socket: &std::path::Path) -> String {
+        format!("net_vhost0,iface={}", socket.display())
+    }
+}
+
+/// Layout of a guest's rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rings {
+    /// Split virtqueues (virtio 1.2, section 2.7).
+    Split,
+    /// Packed virtqueues (section 2.8).
+    Packed,
+}
+
+/// Longest frame that everybody takes without being asked to, bytes.
+pub const PLAIN: usize = 1518;
+/// Largest packet in a jumbo frame, bytes.
+const JUMBO_MTU: usize = 9000;
+
+/// Bytes of memory of each guest.
+const GUEST_MEMORY: u64 = 32 << 20;
+/// Free huge pages that are enough: two guests for each of six contestants, and those of testpmd and two
+/// of OVS.
+const ENOUGH: u64 = 2 * 6 * (GUEST_MEMORY >> 21) + testpmd::HUGEPAGES + 2 * ovs::HUGEPAGES;
+
 /// How long a contestant may take until it serves a guest's session.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
 
@@ -51,10 +111,42 @@ struct Guests {
     _sessions: [SimGuest; 2],
 }
 
+impl Setup {
+    /// What the guests negotiate.
+    fn features(&self) -> u64 {
+        match self.rings {
+            Rings::Split => FEATURES,
+            Rings::Packed => FEATURES | RING_PACKED,
+        }
+    }
+}
+
 impl Guests {
-    fn connect(sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
-        let boot = |socket: &PathBuf, mac| -> Result<_> {
-            let mut guest = options(SimGuest::connect_to(socket)).mac(mac).start()?;
+    /// Guests whose contestant listens.
+    fn connect(setup: Setup, sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        let builders = sockets.each_ref().map(SimGuest::connect_to);
+        Self::boot(setup, builders, introduce)
+    }
+
+    /// Guests that listen, one after the other, until their contestant has connected.
+    fn listen(setup: Setup, sockets: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        let builders = sockets.each_ref().map(SimGuest::listen_on);
+        Self::boot(setup, builders, introduce)
+    }
+
+    /// A NIC listens whatever the contestant; at its other port the guest does.
+    fn nic(setup: Setup, [a, b]: &[PathBuf; 2], introduce: bool) -> Result<Self> {
+        let builders = [SimGuest::connect_to(a), SimGuest::listen_on(b)];
+        Self::boot(setup, builders, introduce)
+    }
+
+    fn boot(setup: Setup, [a, b]: [Builder; 2], introduce: bool) -> Result<Self> {
+        let boot = |builder: Builder, mac| -> Result<_> {
+            let builder = options(builder).features(setup.features()).mac(mac);
+            let mut guest = builder.start()?;
+            if setup.rings == Rings::Packed && guest.negotiated().virtio & RING_PACKED == 0 {
+                return Err(Error::SplitOnly);
+            }
             let pair = guest.take_queue(0)?;
             Ok((
                 guest,
@@ -64,8 +156,8 @@ impl Guests {
                 },
             ))
         };
-        let (guest_a, a) = boot(&sockets[0], MAC_A)?;
-        let (guest_b, b) = boot(&sockets[1], MAC_B)?;
+        let (guest_a, a) = boot(a, MAC_A)?;
+        let (guest_b, b) = boot(b, MAC_B)?;
         Ok(Self {
             wire: Wire { a, b, introduce },
             _sessions: [guest_a, guest_b],
@@ -76,15 +168,38 @@ impl Guests {
 fn options(builder: Builder) -> Builder {
     let (tx, rx) = queue_options();
     builder
-        .features(FEATURES)
+        .layout(guest_layout())
         .tx_options(tx)
         .rx_options(rx)
         .timeout(SESSION_LIMIT)
 }
 
+/// Guest memory, for all contestants alike: on huge pages if there are enough for all of them and for what peers take
+/// themselves, which is decided once.
+fn guest_layout() -> Layout {
+    static HUGE: OnceLock<bool> = OnceLock::new();
+    let layout = Layout::single(GUEST_MEMORY);
+    if *HUGE.get_or_init(|| machine::free_hugepages() >= ENOUGH) {
+        layout.huge()
+    } else {
+        layout
+    }
+}
+
+/// Whether guests lie on huge pages, in words.
+pub fn guest_pages() -> &'static str {
+    if guest_layout().huge {
+        "huge pages of 2 MiB"
+    } else {
+        "ordinary pages"
+    }
+}
+
 fn queue_options() -> (TxOptions, RxOptions) {
     let tx = TxOptions {
         size: RING_SIZE,
+        // Room for the longest frame and the header before it.
+        buffer: LONGEST.next_multiple_of(64) as u32 + 64,
         ..TxOptions::default()
     };
     let rx = RxOptions {

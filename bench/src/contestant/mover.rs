@@ -8,19 +8,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vswitch_simguest::driver::{Notifier, RxQueue, TxQueue};
-use vswitch_simguest::memory::{Layout, Memory};
+use vswitch_simguest::memory::Memory;
 use vswitch_simguest::mover;
 
-use super::{Contestant, queue_options};
-use crate::cpu::{Pinned, Placement};
-use crate::generator::{Ends, FEATURES, Wire};
+use super::{Contestant, Setup, guest_layout, queue_options};
+use crate::cpu::Pinned;
+use crate::generator::{Ends, Wire};
 use crate::interference::this_thread;
 use crate::{Error, Result};
 
-/// Bytes of memory of each guest.
-const GUEST_MEMORY: u64 = 32 << 20;
 /// Frames moved at once.
-const BURST: u16 = 32;
+const BURST: u16 = 64;
 /// How long the thread may take to do as it is told.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -41,19 +39,9 @@ pub struct Mover {
 
 impl Mover {
     /// Makes two guests and a thread between them, which stands still.
-    pub fn start(placement: Placement) -> Result<Self> {
-        let guest = || -> Result<(Memory, Ends)> {
-            let memory = Memory::new(&Layout::single(GUEST_MEMORY))?;
-            let notifier = || Notifier::new().map_err(Error::io("make event descriptors"));
-            let (tx, rx) = queue_options();
-            let tx = TxQueue::new(&memory, notifier()?, FEATURES, &tx)?;
-            let rx = RxQueue::new(&memory, notifier()?, FEATURES, &rx)?;
-            Ok((memory, Ends { tx, rx }))
-        };
-        let ((memory_a, a), (memory_b, b)) = (guest()?, guest()?);
-        let mut mover =
-            mover::Mover::new((&memory_a, &a.tx, FEATURES), (&memory_b, &b.rx, FEATURES));
-
+    pub fn start(setup: Setup) -> Result<Self> {
+        let placement = setup.placement;
+        let (wire, [mut there, mut back]) = between_guests(setup)?;
         let state = Arc::new(AtomicU8::new(STAND));
         let (says, hears) = std::sync::mpsc::channel();
         let told = Arc::clone(&state);
@@ -64,7 +52,7 @@ impl Mover {
             // Who asks has gone only if the start has failed already.
             let _ = says.send(ready.map_err(ToString::to_string));
             if can {
-                obey(&told, || mover.run(BURST) > 0);
+                obey(&told, || there.run(BURST) + back.run(BURST) > 0);
             }
         };
         let builder = std::thread::Builder::new().name("mover".into());
@@ -78,11 +66,6 @@ impl Mover {
             .recv()
             .map_err(|_| failed("its thread does not start".into()))?
             .map_err(failed)?;
-        let wire = Wire {
-            a,
-            b,
-            introduce: false,
-        };
         Ok(Self {
             wire,
             state,
@@ -97,6 +80,28 @@ impl Mover {
             thread.thread().unpark();
         }
     }
+}
+
+/// Two guests, and what moves frames between them, from A to B and back, by whatever thread runs it.
+pub fn between_guests(setup: Setup) -> Result<(Wire, [mover::Mover; 2])> {
+    let features = setup.features();
+    let guest = || -> Result<(Memory, Ends)> {
+        let memory = Memory::new(&guest_layout())?;
+        let notifier = || Notifier::new().map_err(Error::io("make event descriptors"));
+        let (tx, rx) = queue_options();
+        let tx = TxQueue::new(&memory, notifier()?, features, &tx)?;
+        let rx = RxQueue::new(&memory, notifier()?, features, &rx)?;
+        Ok((memory, Ends { tx, rx }))
+    };
+    let ((memory_a, a), (memory_b, b)) = (guest()?, guest()?);
+    let there = mover::Mover::new((&memory_a, &a.tx, features), (&memory_b, &b.rx, features));
+    let back = mover::Mover::new((&memory_b, &b.tx, features), (&memory_a, &a.rx, features));
+    let wire = Wire {
+        a,
+        b,
+        introduce: false,
+    };
+    Ok((wire, [there, back]))
 }
 
 /// The thread's life: works while it is told to, stands still otherwise. `work` says whether there was any.

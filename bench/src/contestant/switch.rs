@@ -5,8 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, sockets};
-use crate::cpu::Placement;
+use super::{Contestant, Guests, Near, Setup, sockets};
 use crate::generator::Wire;
 use crate::interference::threads_of;
 use crate::process::Process;
@@ -54,6 +53,10 @@ pub fn built() -> Result<PathBuf> {
         .ok_or_else(|| Error::Build("cargo names no program".into()))
 }
 
+/// DPDK's memory where there is a NIC, MiB, and the hugepages of 2 MiB that takes.
+const MEMORY: u64 = 128;
+const HUGEPAGES: u64 = MEMORY / 2;
+
 /// The program that cargo's messages name.
 fn executable(messages: &str) -> Option<PathBuf> {
     let messages = messages
@@ -65,16 +68,17 @@ fn executable(messages: &str) -> Option<PathBuf> {
 }
 
 impl Switch {
-    /// Starts `program` and connects two guests.
-    pub fn start(name: &'static str, program: &Path, placement: Placement) -> Result<Self> {
+    /// Starts `program` and connects two guests, one of them by a NIC if asked to.
+    pub fn start(name: &'static str, program: &Path, setup: Setup) -> Result<Self> {
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
         let config = dir.path().join("vswitch.yaml");
-        std::fs::write(&config, configuration(dir.path(), placement.worker))
-            .map_err(Error::io("write a configuration"))?;
+        let hugepages = machine::free_hugepages() >= HUGEPAGES;
+        let text = configuration(dir.path(), setup, hugepages);
+        std::fs::write(&config, text).map_err(Error::io("write a configuration"))?;
         let args = ["--config".to_owned(), config.display().to_string()];
         let process = Process::start(name, dir.path(), program, &args)?;
-        let guests = Guests::connect(&sockets(dir.path()), true)
-            .map_err(|error| process.complain(&error.to_string()))?;
+        let guests = Guests::connect(setup, &sockets(dir.path()), true)
+            .map_err(|error| process.explain(error))?;
         process.favour();
         let version = machine::output(program, &["--version"]).unwrap_or_default();
         Ok(Self {
@@ -87,15 +91,25 @@ impl Switch {
     }
 }
 
-fn configuration(dir: &Path, core: usize) -> String {
+fn configuration(dir: &Path, setup: Setup, hugepages: bool) -> String {
+    let core = setup.placement.worker;
     let [a, b] = sockets(dir);
+    let (dpdk, a) = match setup.near {
+        Near::Guest => (
+            String::new(),
+            format!("vhost-user: {{ socket: {} }}", a.display()),
+        ),
+        Near::Nic => (
+            format!("dpdk: {{ memory: {MEMORY}, hugepages: {hugepages} }}\n"),
+            format!("dpdk: {{ device: \"{}\" }}", Near::device(&a)),
+        ),
+    };
     format!(
         "control: {{ socket: {dir}/control.sock }}\n\
          workers: [ {{ core: {core}, busy-poll: always }} ]\n\
          bridges: {{ br0: {{ mtu: 9000 }} }}\n\
-         ports:\n  a: {{ vhost-user: {{ socket: {a} }} }}\n  b: {{ vhost-user: {{ socket: {b} }} }}\n",
+         {dpdk}ports:\n  a: {{ {a} }}\n  b: {{ vhost-user: {{ socket: {b} }} }}\n",
         dir = dir.display(),
-        a = a.display(),
         b = b.display(),
     )
 }
@@ -129,13 +143,15 @@ impl Contestant for Switch {
     }
 
     fn explain(&mut self, error: Error) -> Error {
-        self.process.complain(&error.to_string())
+        self.process.explain(error)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contestant::Rings;
+    use crate::cpu::Placement;
 
     #[test]
     fn cargo_says_what_it_built() {
@@ -148,9 +164,22 @@ mod tests {
 
     #[test]
     fn the_configuration_names_core_and_sockets() {
-        let text = configuration(Path::new("/d"), 3);
+        let setup = |near| Setup {
+            placement: Placement {
+                generator: 1,
+                worker: 3,
+            },
+            rings: Rings::Split,
+            jumbo: false,
+            near,
+        };
+        let text = configuration(Path::new("/d"), setup(Near::Guest), false);
         assert!(
             text.contains("core: 3") && text.contains("/d/a.sock") && text.contains("/d/b.sock")
         );
+        assert!(!text.contains("dpdk"));
+        let text = configuration(Path::new("/d"), setup(Near::Nic), true);
+        assert!(text.contains("device: \"net_vhost0,iface=/d/a.sock\""));
+        assert!(text.contains("hugepages: true"));
     }
 }

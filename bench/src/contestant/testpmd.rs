@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::{Contestant, Guests, sockets};
+use super::{Contestant, Guests, Setup, sockets};
 use crate::cpu::Placement;
 use crate::generator::Wire;
 use crate::interference::threads_of;
@@ -17,7 +17,7 @@ const PROGRAM: &str = "dpdk-testpmd";
 const PACKAGE: &str = "dpdk-dev";
 /// Its memory, MiB, and the hugepages of 2 MiB that takes.
 const MEMORY: u64 = 512;
-const HUGEPAGES: u64 = MEMORY / 2;
+pub(super) const HUGEPAGES: u64 = MEMORY / 2;
 
 /// A running testpmd.
 pub struct Testpmd {
@@ -30,18 +30,14 @@ pub struct Testpmd {
 
 impl Testpmd {
     /// Starts testpmd and connects two guests. It takes hugepages if there are enough.
-    pub fn start(placement: Placement) -> Result<Self> {
-        let missing = Error::Missing {
-            program: PROGRAM,
-            package: PACKAGE,
-        };
-        let program = machine::find_program(PROGRAM).ok_or(missing)?;
+    pub fn start(setup: Setup) -> Result<Self> {
+        let program = program()?;
         let hugepages = machine::free_hugepages() >= HUGEPAGES;
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
-        let args = arguments(&sockets(dir.path()), placement, hugepages);
+        let args = arguments(&sockets(dir.path()), setup.placement, hugepages);
         let process = Process::start("testpmd", dir.path(), &program, &args)?;
-        let guests = Guests::connect(&sockets(dir.path()), false)
-            .map_err(|error| process.complain(&error.to_string()))?;
+        let guests = Guests::connect(setup, &sockets(dir.path()), false)
+            .map_err(|error| process.explain(error))?;
         process.favour();
         Ok(Self {
             guests,
@@ -50,6 +46,28 @@ impl Testpmd {
             hugepages,
         })
     }
+}
+
+/// The program, if it is installed.
+pub(super) fn program() -> Result<PathBuf> {
+    machine::find_program(PROGRAM).ok_or(Error::Missing {
+        program: PROGRAM,
+        package: PACKAGE,
+    })
+}
+
+/// What describes it: version and how it forwards.
+pub(super) fn version() -> String {
+    let version = machine::package_version(PACKAGE).unwrap_or_else(|| "unknown".into());
+    format!("testpmd of {PACKAGE} {version}, vhost ports, io forwarding")
+}
+
+/// The arguments that make a vhost port of each socket, on which testpmd listens.
+pub(super) fn ports(sockets: &[PathBuf]) -> impl Iterator<Item = String> {
+    sockets.iter().enumerate().flat_map(|(number, socket)| {
+        let device = format!("net_vhost{number},iface={}", socket.display());
+        ["--vdev".into(), device]
+    })
 }
 
 fn arguments(sockets: &[PathBuf; 2], placement: Placement, hugepages: bool) -> Vec<String> {
@@ -66,12 +84,7 @@ fn arguments(sockets: &[PathBuf; 2], placement: Placement, hugepages: bool) -> V
         "--lcores".into(),
         format!("0@{generator},1@{worker}"),
     ]);
-    for (number, socket) in sockets.iter().enumerate() {
-        args.extend([
-            "--vdev".into(),
-            format!("net_vhost{number},iface={}", socket.display()),
-        ]);
-    }
+    args.extend(ports(sockets));
     let own = [
         "--",
         "-i",
@@ -90,13 +103,12 @@ impl Contestant for Testpmd {
     }
 
     fn describe(&self) -> String {
-        let version = machine::package_version(PACKAGE).unwrap_or_else(|| "unknown".into());
         let memory = if self.hugepages {
             "hugepages"
         } else {
             "no hugepages"
         };
-        format!("testpmd of {PACKAGE} {version}, vhost ports, io forwarding, {memory}")
+        format!("{}, {memory}", version())
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -116,7 +128,7 @@ impl Contestant for Testpmd {
     }
 
     fn explain(&mut self, error: Error) -> Error {
-        self.process.complain(&error.to_string())
+        self.process.explain(error)
     }
 }
 

@@ -192,12 +192,12 @@ impl Builder {
         let tx = ring(
             self.tx.size,
             self.tx.table_len,
-            u64::from(self.tx.buffer) + 64,
+            u64::from(self.tx.buffer) + 192,
         ) + self.tx.large as u64 * (96 << 10);
         let rx = ring(
             self.rx.size,
             self.rx.table_len,
-            u64::from(self.rx.storage(features)) + 64,
+            u64::from(self.rx.storage(features)) + 192,
         );
         u64::from(self.pairs) * (tx + rx) + (1 << 20)
     }

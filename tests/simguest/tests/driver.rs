@@ -310,7 +310,7 @@ fn stamped_load(base: u64) {
     };
     let mut p = pair(&layout, (features, tx), (features, RxOptions::default()));
     let mut pattern = Pattern::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], 60).flows(1000);
-    pattern.many_src = true;
+    pattern.srcs = 1000;
     let mut generator = Generator::new(pattern.clone(), &mut p.tx).unwrap();
     let mut meter = Meter::new(&pattern);
     for _ in 0..2000 {

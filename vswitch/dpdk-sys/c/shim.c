@@ -15,6 +15,7 @@ FIELD_IS(vlan_tci, 2);
 FIELD_IS(hash.rss, 4);
 FIELD_IS(buf_len, 2);
 FIELD_IS(next, sizeof(void *));
+FIELD_IS(pool, sizeof(void *));
 FIELD_IS(tx_offload, 8);
 _Static_assert(offsetof(struct rte_mbuf, hash) == offsetof(struct rte_mbuf, hash.rss),
 	       "struct rte_mbuf: the RSS hash is no longer first in its union");

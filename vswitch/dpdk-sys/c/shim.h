@@ -38,6 +38,7 @@ enum {
 	DPDK_MBUF_RSS_HASH = offsetof(struct rte_mbuf, hash),         /* u32, first of a union */
 	DPDK_MBUF_BUF_LEN = offsetof(struct rte_mbuf, buf_len),       /* u16 */
 	DPDK_MBUF_NEXT = offsetof(struct rte_mbuf, next),             /* struct rte_mbuf * */
+	DPDK_MBUF_POOL = offsetof(struct rte_mbuf, pool),             /* struct rte_mempool * */
 	DPDK_MBUF_TX_OFFLOAD = offsetof(struct rte_mbuf, tx_offload), /* u64 */
 	DPDK_MBUF_SIZE = sizeof(struct rte_mbuf),
 };
@@ -60,6 +61,7 @@ static const uint64_t DPDK_TX_OFFLOAD_UDP_CKSUM = RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
 static const uint64_t DPDK_TX_OFFLOAD_TCP_CKSUM = RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
 static const uint64_t DPDK_TX_OFFLOAD_TCP_TSO = RTE_ETH_TX_OFFLOAD_TCP_TSO;
 static const uint64_t DPDK_TX_OFFLOAD_MULTI_SEGS = RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+static const uint64_t DPDK_TX_OFFLOAD_FAST_FREE = RTE_ETH_TX_OFFLOAD_MBUF_FAST_FREE;
 
 static const uint64_t DPDK_MBUF_RX_VLAN_STRIPPED = RTE_MBUF_F_RX_VLAN_STRIPPED;
 static const uint64_t DPDK_MBUF_RX_RSS_HASH = RTE_MBUF_F_RX_RSS_HASH;

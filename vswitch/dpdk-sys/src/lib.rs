@@ -57,6 +57,7 @@ mod tests {
             (DPDK_MBUF_RSS_HASH, 4),
             (DPDK_MBUF_BUF_LEN, 2),
             (DPDK_MBUF_NEXT, 8),
+            (DPDK_MBUF_POOL, 8),
             (DPDK_MBUF_TX_OFFLOAD, 8),
         ];
         for (i, &(at, width)) in fields.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use crate::device::DeviceArg;
-use crate::mempool::FRAME_OVERHEAD;
+use crate::mempool::{FRAME_OVERHEAD, MempoolConfig};
 
 /// The driver over a packet socket, whose limits are not those it reports.
 pub(crate) const AF_PACKET: &str = "net_af_packet";
@@ -11,7 +11,18 @@ pub(crate) const AF_PACKET: &str = "net_af_packet";
 /// The driver that makes a tap.
 pub(crate) const TAP: &str = "net_tap";
 
-/// What a device can do; what of it is switched on follows from
+/// Drivers whose peer spreads frames over as many receive queues as there are queues of either
+/// direction, so that one without a reader would lose what lands there.
+const PAIRED: [&str; 6] = [
+    TAP,
+    AF_PACKET,
+    "net_af_xdp",
+    "net_vhost",
+    "net_virtio",
+    "net_virtio_user",
+];
+
+/// What a device can do; of a started port, what of it is switched on, which follows from
 /// [`PortConfig`](crate::PortConfig).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Capabilities {
@@ -21,6 +32,8 @@ pub struct Capabilities {
     pub max_rx_queues: u16,
     /// Transmit queues, at most.
     pub max_tx_queues: u16,
+    /// Queues come in pairs: ask for as many of one direction as of the other.
+    pub paired_queues: bool,
     /// Smallest MTU.
     pub min_mtu: u16,
     /// Largest MTU.
@@ -33,7 +46,7 @@ pub struct Capabilities {
     pub tx: TxCapabilities,
 }
 
-/// Receive side of [`Capabilities`]. Everything is switched on where present.
+/// Receive side of [`Capabilities`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RxCapabilities {
     /// Checks IPv4 header checksums.
@@ -48,7 +61,7 @@ pub struct RxCapabilities {
     pub rss: bool,
 }
 
-/// Transmit side of [`Capabilities`]. Everything is switched on where present, and used by a frame
+/// Transmit side of [`Capabilities`]. Checksums and segmentation are used by a frame
 /// only on request: [`Mbuf::request_offload`](crate::Mbuf::request_offload).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TxCapabilities {
@@ -63,11 +76,19 @@ pub struct TxCapabilities {
     /// Sends frames that are spread over several buffers. To a device without it, only frames in
     /// one buffer may be given.
     pub multi_segment: bool,
+    /// Gives buffers back to their pool without a look at each. Excludes `multi_segment`: it is
+    /// switched on where no frame needs more than one buffer, and then a queue refuses frames of
+    /// several, and those of another pool than the port's.
+    pub fast_free: bool,
     /// Buffers per frame to be segmented, at most.
     pub max_segments: u16,
     /// Buffers per other frame, at most.
     pub max_mtu_segments: u16,
 }
+
+/// Buffers that a frame is spread over, at most, where there is a choice: with more, one large
+/// buffer is cheaper.
+const SPREAD: u16 = 8;
 
 /// Offloads that are switched on where there are any.
 const RX_WANTED: u64 = dpdk_sys::DPDK_RX_OFFLOAD_IPV4_CKSUM
@@ -112,10 +133,22 @@ pub(crate) fn room_needed(caps: &Capabilities, device: &DeviceArg, mtu: u16) -> 
         // Wants room for a whole slot without its header.
         AF_PACKET => af_packet_slot(device).saturating_sub(32),
         // Spread frames without saying so, or hand on buffers as they are.
-        "net_pcap" | "net_ring" => 0,
+        "net_pcap" | "net_ring" | "net_vhost" => 0,
         _ if caps.rx.scatter => 0,
         _ => u32::from(mtu) + FRAME_OVERHEAD,
     }
+}
+
+/// Room that a buffer should have on this device: the usual one where larger frames can be spread
+/// over several, both ways, else enough for a frame of this MTU.
+pub(crate) fn room_wanted(caps: &Capabilities, device: &DeviceArg, mtu: u16) -> u16 {
+    let usual = u32::from(MempoolConfig::DEFAULT_ROOM);
+    let frame = u32::from(mtu) + FRAME_OVERHEAD;
+    let spreads = caps.tx.multi_segment
+        && frame.div_ceil(usual) <= u32::from(caps.tx.max_mtu_segments.min(SPREAD));
+    let sent = if spreads { usual } else { frame };
+    let room = sent.max(room_needed(caps, device, mtu)).max(usual);
+    u16::try_from(room.next_multiple_of(64)).unwrap_or(u16::MAX)
 }
 
 /// A number as C's strtoul reads it; what it cannot read is too large for anything.
@@ -138,6 +171,9 @@ pub(crate) struct Offloads {
 impl Offloads {
     /// What the device has of what is wanted; spreading and hashing cost speed and are asked for
     /// only where needed.
+    ///
+    /// Freeing fast means that the driver does not look at how many buffers a frame has, so it is
+    /// for ports whose frames are all of one: no segmentation, and none larger than a buffer.
     pub(crate) fn of(info: &dpdk_sys::rte_eth_dev_info, scatter: bool, rss: bool) -> Self {
         let mut rx = RX_WANTED;
         if scatter {
@@ -146,11 +182,55 @@ impl Offloads {
         if rss {
             rx |= dpdk_sys::DPDK_RX_OFFLOAD_RSS_HASH;
         }
-        let tx = TX_PREPARED | dpdk_sys::DPDK_TX_OFFLOAD_MULTI_SEGS;
+        let has = |bit| info.tx_offload_capa & bit != 0;
+        let multi = has(dpdk_sys::DPDK_TX_OFFLOAD_MULTI_SEGS);
+        let mut tx = TX_PREPARED;
+        if !multi {
+            // What is to be cut does not fit one buffer.
+            tx &= !dpdk_sys::DPDK_TX_OFFLOAD_TCP_TSO;
+        }
+        let spread = multi && (scatter || has(dpdk_sys::DPDK_TX_OFFLOAD_TCP_TSO));
+        if has(dpdk_sys::DPDK_TX_OFFLOAD_FAST_FREE) && !spread {
+            tx |= dpdk_sys::DPDK_TX_OFFLOAD_FAST_FREE;
+        } else {
+            tx |= dpdk_sys::DPDK_TX_OFFLOAD_MULTI_SEGS;
+        }
         Self {
             rx: rx & info.rx_offload_capa,
             tx: tx & info.tx_offload_capa,
         }
+    }
+
+    /// The receive side, but for what is no bit.
+    fn rx(self) -> RxCapabilities {
+        let has = |bit| self.rx & bit != 0;
+        RxCapabilities {
+            ipv4_checksum: has(dpdk_sys::DPDK_RX_OFFLOAD_IPV4_CKSUM),
+            tcp_checksum: has(dpdk_sys::DPDK_RX_OFFLOAD_TCP_CKSUM),
+            udp_checksum: has(dpdk_sys::DPDK_RX_OFFLOAD_UDP_CKSUM),
+            scatter: has(dpdk_sys::DPDK_RX_OFFLOAD_SCATTER),
+            rss: false,
+        }
+    }
+
+    /// The transmit side, but for what is no bit.
+    fn tx(self) -> TxCapabilities {
+        let has = |bit| self.tx & bit != 0;
+        TxCapabilities {
+            ipv4_checksum: has(dpdk_sys::DPDK_TX_OFFLOAD_IPV4_CKSUM),
+            tcp_checksum: has(dpdk_sys::DPDK_TX_OFFLOAD_TCP_CKSUM),
+            udp_checksum: has(dpdk_sys::DPDK_TX_OFFLOAD_UDP_CKSUM),
+            tcp_segmentation: has(dpdk_sys::DPDK_TX_OFFLOAD_TCP_TSO),
+            multi_segment: has(dpdk_sys::DPDK_TX_OFFLOAD_MULTI_SEGS),
+            fast_free: has(dpdk_sys::DPDK_TX_OFFLOAD_FAST_FREE),
+            max_segments: 0,
+            max_mtu_segments: 0,
+        }
+    }
+
+    /// True if the driver gives buffers back unseen.
+    pub(crate) fn fast_free(self) -> bool {
+        self.tx & dpdk_sys::DPDK_TX_OFFLOAD_FAST_FREE != 0
     }
 
     /// True if frames may ask for something that the driver wants to check first.
@@ -197,11 +277,15 @@ impl Capabilities {
             AF_PACKET => af_packet_frame(device).saturating_sub(FRAME_OVERHEAD),
             _ => ethdev_max_mtu(info),
         };
-        let rx = |bit| info.rx_offload_capa & bit != 0;
-        let tx = |bit| info.tx_offload_capa & bit != 0;
+        let offered = Offloads {
+            rx: info.rx_offload_capa,
+            tx: info.tx_offload_capa,
+        };
         // 0 stands for no limit.
         let segments = |limit| if limit == 0 { u16::MAX } else { limit };
+        let (rx, tx) = (offered.rx(), offered.tx());
         Self {
+            paired_queues: PAIRED.contains(&driver.as_str()),
             driver,
             max_rx_queues: info.max_rx_queues,
             max_tx_queues: info.max_tx_queues,
@@ -209,22 +293,28 @@ impl Capabilities {
             max_mtu: u16::try_from(max_mtu).unwrap_or(u16::MAX),
             node,
             rx: RxCapabilities {
-                ipv4_checksum: rx(dpdk_sys::DPDK_RX_OFFLOAD_IPV4_CKSUM),
-                tcp_checksum: rx(dpdk_sys::DPDK_RX_OFFLOAD_TCP_CKSUM),
-                udp_checksum: rx(dpdk_sys::DPDK_RX_OFFLOAD_UDP_CKSUM),
-                scatter: rx(dpdk_sys::DPDK_RX_OFFLOAD_SCATTER),
                 rss: info.flow_type_rss_offloads != 0,
+                ..rx
             },
             tx: TxCapabilities {
-                ipv4_checksum: tx(dpdk_sys::DPDK_TX_OFFLOAD_IPV4_CKSUM),
-                tcp_checksum: tx(dpdk_sys::DPDK_TX_OFFLOAD_TCP_CKSUM),
-                udp_checksum: tx(dpdk_sys::DPDK_TX_OFFLOAD_UDP_CKSUM),
-                tcp_segmentation: tx(dpdk_sys::DPDK_TX_OFFLOAD_TCP_TSO),
-                multi_segment: tx(dpdk_sys::DPDK_TX_OFFLOAD_MULTI_SEGS),
                 max_segments: segments(info.tx_desc_lim.nb_seg_max),
                 max_mtu_segments: segments(info.tx_desc_lim.nb_mtu_seg_max),
+                ..tx
             },
         }
+    }
+
+    /// Leaves what has been switched on.
+    pub(crate) fn narrow(&mut self, on: Offloads) {
+        self.rx = RxCapabilities {
+            rss: on.rx & dpdk_sys::DPDK_RX_OFFLOAD_RSS_HASH != 0,
+            ..on.rx()
+        };
+        self.tx = TxCapabilities {
+            max_segments: self.tx.max_segments,
+            max_mtu_segments: self.tx.max_mtu_segments,
+            ..on.tx()
+        };
     }
 }
 
@@ -258,6 +348,35 @@ mod tests {
         ] {
             (info.max_mtu, info.max_rx_pktlen) = (max_mtu, max_rx_pktlen);
             assert_eq!(ethdev_max_mtu(&info), limit);
+        }
+    }
+
+    fn tx_of(capa: u64, scatter: bool) -> u64 {
+        // SAFETY: numbers and pointers; all zeroes is a value of each.
+        let mut info: dpdk_sys::rte_eth_dev_info = unsafe { std::mem::zeroed() };
+        info.tx_offload_capa = capa;
+        Offloads::of(&info, scatter, false).tx
+    }
+
+    #[test]
+    fn buffers_are_freed_unseen_only_where_every_frame_is_one() {
+        let tso = dpdk_sys::DPDK_TX_OFFLOAD_TCP_TSO;
+        let (multi, fast) = (
+            dpdk_sys::DPDK_TX_OFFLOAD_MULTI_SEGS,
+            dpdk_sys::DPDK_TX_OFFLOAD_FAST_FREE,
+        );
+        let csum = dpdk_sys::DPDK_TX_OFFLOAD_TCP_CKSUM;
+        for (capa, scatter, on) in [
+            (multi | fast, false, fast),
+            (multi | fast, true, multi),
+            (multi | fast | tso | csum, false, multi | tso | csum),
+            (fast | tso | csum, false, fast | csum),
+            (fast, true, fast),
+            (multi, false, multi),
+            (tso | csum, false, csum),
+            (0, true, 0),
+        ] {
+            assert_eq!(tx_of(capa, scatter), on, "{capa:x} {scatter}");
         }
     }
 

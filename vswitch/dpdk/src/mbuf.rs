@@ -11,6 +11,7 @@ use std::slice;
 
 use dpdk_sys::rte_mbuf;
 
+use crate::mempool::Mempool;
 use crate::stock::FrameError;
 
 /// A frame, or room for one. Freed, all segments of it, when dropped.
@@ -284,6 +285,17 @@ impl Mbuf {
             return Err(FrameError::Short);
         }
         Ok(at + room as u32)
+    }
+
+    /// True if it asks for anything, or was received with a mark.
+    pub(crate) fn has_flags(&self) -> bool {
+        self.flags() != 0
+    }
+
+    /// True if it is one buffer of this pool, which a driver may give back without a look.
+    pub(crate) fn is_whole_of(&self, pool: Mempool) -> bool {
+        let owner: *mut dpdk_sys::rte_mempool = self.first().get(dpdk_sys::DPDK_MBUF_POOL);
+        self.segment_count() == 1 && owner == pool.raw()
     }
 
     fn flags(&self) -> u64 {

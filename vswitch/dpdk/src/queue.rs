@@ -6,7 +6,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::attachment::Attachment;
-use crate::burst::MbufBurst;
+use crate::burst::{BURST, MbufBurst};
+use crate::mbuf::Mbuf;
+use crate::mempool::Mempool;
 use crate::port::PortId;
 
 /// A queue's number within its port and direction.
@@ -18,9 +20,15 @@ pub struct QueueId(pub u16);
 pub struct TxOutcome {
     /// Frames taken over by the device.
     pub sent: usize,
-    /// Frames whose offload request the driver refused; they are freed.
-    pub refused: usize,
+    /// Frames that the driver refused, because of their offload request or how they are built, as
+    /// a bit for each place in the burst that was given; they are freed.
+    pub refused: u32,
 }
+
+const _: () = assert!(
+    BURST <= u32::BITS as usize,
+    "a bit for each frame of a burst"
+);
 
 /// What both directions share.
 struct Queue {
@@ -38,6 +46,8 @@ pub struct RxQueue(Queue);
 pub struct TxQueue {
     queue: Queue,
     prepare: bool,
+    /// Set if the driver gives buffers back unseen: then all are whole frames of this pool.
+    only: Option<Mempool>,
 }
 
 impl RxQueue {
@@ -69,10 +79,16 @@ impl RxQueue {
 }
 
 impl TxQueue {
-    pub(crate) fn new(attachment: Arc<Attachment>, queue: u16, prepare: bool) -> Self {
+    pub(crate) fn new(
+        attachment: Arc<Attachment>,
+        queue: u16,
+        prepare: bool,
+        only: Option<Mempool>,
+    ) -> Self {
         Self {
             queue: Queue::new(attachment, queue),
             prepare,
+            only,
         }
     }
 
@@ -80,7 +96,13 @@ impl TxQueue {
     /// order: try again, or clear it and count the drops.
     #[inline]
     pub fn tx_burst(&mut self, burst: &mut MbufBurst) -> TxOutcome {
-        let refused = if self.prepare { self.prepare(burst) } else { 0 };
+        let mut refused = self
+            .only
+            .map_or(0, |pool| refuse(burst, |mbuf| mbuf.is_whole_of(pool)));
+        // A burst that asks for nothing needs no look.
+        if self.prepare && burst.iter().any(Mbuf::has_flags) {
+            refused = among(refused, self.prepare(burst));
+        }
         let Queue { port, queue, .. } = self.queue;
         // SAFETY: the port is started while `attachment` lives, and this is its only sender on this
         // queue. The buffers are ours to give; the driver frees those it took.
@@ -93,9 +115,9 @@ impl TxQueue {
     }
 
     /// Has the driver look at offload requests, and drops the frames it refuses.
-    fn prepare(&mut self, burst: &mut MbufBurst) -> usize {
+    fn prepare(&mut self, burst: &mut MbufBurst) -> u32 {
         let Queue { port, queue, .. } = self.queue;
-        let (mut ready, mut refused) = (0, 0);
+        let (mut ready, mut refused) = (0, 0_u32);
         while ready < burst.len() {
             let rest = &mut burst[ready..];
             let n = rest.len() as u16;
@@ -105,7 +127,9 @@ impl TxQueue {
                 dpdk_sys::dpdk_tx_prepare(port, queue, rest.as_mut_ptr().cast(), n)
             });
             // It stopped at a frame that it cannot send, or at the end.
-            refused += usize::from(burst.remove(ready).is_some());
+            if burst.remove(ready).is_some() {
+                refused |= 1 << (ready + refused.count_ones() as usize);
+            }
         }
         refused
     }
@@ -119,6 +143,26 @@ impl TxQueue {
     pub fn id(&self) -> QueueId {
         QueueId(self.queue.queue)
     }
+}
+
+/// Drops what is not `good`; a bit for each.
+fn refuse(burst: &mut MbufBurst, good: impl Fn(&Mbuf) -> bool) -> u32 {
+    let bad = burst.iter().enumerate().filter(|(_, mbuf)| !good(mbuf));
+    let bad = bad.fold(0_u32, |bits, (at, _)| bits | 1 << at);
+    for at in (0..BURST).rev().filter(|at| bad & 1 << at != 0) {
+        drop(burst.remove(at));
+    }
+    bad
+}
+
+/// Bits for places among what `gone` has left, and those of `gone`, as bits for places in the whole.
+fn among(gone: u32, rest: u32) -> u32 {
+    if gone == 0 {
+        return rest;
+    }
+    let left = (0..u32::BITS).filter(|at| gone & 1 << at == 0);
+    let places = left.enumerate().filter(|(i, _)| rest & 1 << i != 0);
+    places.fold(gone, |bits, (_, at)| bits | 1 << at)
 }
 
 impl Queue {
@@ -148,5 +192,46 @@ impl fmt::Debug for RxQueue {
 impl fmt::Debug for TxQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("TxQueue").field(&self.queue).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Eal, EalConfig, MempoolConfig, Stock};
+
+    // The only test of this program that starts DPDK. No driver that frees unseen runs without hardware, so the
+    // queue's part is tested here.
+    #[test]
+    fn whole_frames_of_one_pool_pass() {
+        let eal = Eal::init(&EalConfig::default()).unwrap();
+        let config = MempoolConfig {
+            count: 128,
+            ..MempoolConfig::default()
+        };
+        let (own, other) = (
+            Mempool::new(eal, config).unwrap(),
+            Mempool::new(eal, config).unwrap(),
+        );
+        let mut burst = MbufBurst::new();
+        let sizes = [60, 3000, 60, 2048, 3000, 61];
+        for (pool, len) in [own, own, other, own, other, own].into_iter().zip(sizes) {
+            let mbuf = Stock::new(pool).frame(len, |_, room| room.len()).unwrap();
+            burst.push(mbuf).unwrap();
+        }
+        assert_eq!(refuse(&mut burst, |m| m.is_whole_of(own)), 0b01_0110);
+        let left: Vec<u32> = burst.iter().map(Mbuf::len).collect();
+        assert_eq!(left, [60, 2048, 61]);
+        drop(burst);
+        assert_eq!((own.available(), other.available()), (128, 128));
+    }
+
+    #[test]
+    fn places_of_what_was_refused_twice() {
+        // Of 0 to 5, 1 and 2 go first; of 0, 3, 4, 5 the second and the last.
+        assert_eq!(among(0b0110, 0b1010), 0b10_1110);
+        assert_eq!(among(0, 0b1010), 0b1010);
+        assert_eq!(among(u32::MAX, 0), u32::MAX);
+        assert_eq!(among(1, 1 << 30), 1 | 1 << 31);
     }
 }

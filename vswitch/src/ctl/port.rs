@@ -176,7 +176,23 @@ pub(super) fn detail(detail: &PortDetail, now: u64, paint: Paint) -> String {
         if let Some(speed) = dpdk.speed_mbps {
             out += &format!("  speed     {}bit/s\n", scaled(f64::from(speed) * 1e6));
         }
-        out += &format!("  queues    {}\n", dpdk.queues);
+        out += &format!(
+            "  queues    {} to receive, {} to send\n",
+            dpdk.queues, dpdk.tx_queues
+        );
+        let nothing = ["none; software does everything".to_owned()];
+        let offloads = match &dpdk.offloads[..] {
+            [] => &nothing,
+            names => names,
+        };
+        out += &super::text::wrapped("  offloads  ", 12, offloads);
+        out.push('\n');
+        out += &format!(
+            "  device    {} missed for want of a buffer, {} errors, {} with a wrong checksum (delivered)\n",
+            super::text::counted(dpdk.missed, "frame", "frames"),
+            dpdk.errors,
+            dpdk.bad_checksums,
+        );
     }
     out
 }

@@ -128,6 +128,13 @@ fn example() -> Status {
         mac: Some(config::Mac([0x02, 0, 0, 0, 0, 0xaa])),
         speed_mbps: Some(10_000),
         queues: 1,
+        tx_queues: 4,
+        offloads: ["rx-tcp-checksum", "tx-tcp-checksum", "tx-tso"]
+            .map(String::from)
+            .to_vec(),
+        bad_checksums: 3,
+        missed: 1,
+        errors: 0,
     });
     Status {
         daemon: DaemonStatus {

@@ -252,9 +252,12 @@ impl Switch {
                     .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
             }
             #[cfg(feature = "dpdk")]
-            PortKind::Dpdk(dpdk) => crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu)
-                .map(Attachment::Nic)
-                .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}"))),
+            PortKind::Dpdk(dpdk) => {
+                let workers = self.workers.handles().len();
+                crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu, workers)
+                    .map(Attachment::Nic)
+                    .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
+            }
             #[cfg(not(feature = "dpdk"))]
             PortKind::Dpdk(_) => Err(RpcError::new(
                 code::UNSUPPORTED,

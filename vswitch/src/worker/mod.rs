@@ -43,12 +43,12 @@ const MAIL: usize = 256;
 /// What a worker is asked to do.
 pub enum Letter {
     /// Own this ring from now on.
-    AttachGuest(QueueKey, TxRing),
+    AttachGuest(QueueKey, Box<TxRing>),
     /// Give the ring back.
     DetachGuest(QueueKey, mpsc::SyncSender<Option<TxRing>>),
     /// Own this NIC queue from now on.
     #[cfg(feature = "dpdk")]
-    AttachNic(QueueKey, crate::nic::NicInput),
+    AttachNic(QueueKey, Box<crate::nic::NicInput>),
     /// Give the NIC queue back.
     #[cfg(feature = "dpdk")]
     DetachNic(QueueKey, mpsc::SyncSender<Option<crate::nic::NicInput>>),
@@ -178,7 +178,7 @@ impl Workers {
     /// Gives a ring to the worker with the fewest queues; returns which that is.
     pub fn attach(&self, key: QueueKey, ring: TxRing) -> Option<usize> {
         let worker = self.least_loaded()?;
-        self.post(worker, Letter::AttachGuest(key, ring));
+        self.post(worker, Letter::AttachGuest(key, Box::new(ring)));
         Some(worker)
     }
 
@@ -191,7 +191,7 @@ impl Workers {
     #[cfg(feature = "dpdk")]
     pub fn attach_nic(&self, key: QueueKey, queue: crate::nic::NicInput) -> Option<usize> {
         let worker = self.least_loaded()?;
-        self.post(worker, Letter::AttachNic(key, queue));
+        self.post(worker, Letter::AttachNic(key, Box::new(queue)));
         Some(worker)
     }
 
@@ -270,6 +270,9 @@ impl Worker {
             let snapshot = cache.load();
             if !adopted.as_ref().is_some_and(|a| Arc::ptr_eq(a, snapshot)) {
                 self.forwarder.adopt(snapshot);
+                // Also a worker that only sends to NICs takes packet buffers.
+                #[cfg(feature = "dpdk")]
+                crate::nic::adopt_thread();
                 adopted = Some(Arc::clone(snapshot));
             }
             let worked = self.turn(snapshot);
@@ -306,11 +309,11 @@ impl Worker {
     fn read_mail(&mut self) -> bool {
         for letter in self.mail.drain() {
             match letter {
-                Letter::AttachGuest(key, ring) => self.queues.attach(GuestQueue::new(key, ring)),
+                Letter::AttachGuest(key, ring) => self.queues.attach(GuestQueue::new(key, *ring)),
                 // Nobody waits for the answer any more only if the asker died; the ring then goes with it.
                 Letter::DetachGuest(key, reply) => drop(reply.send(self.queues.detach(key))),
                 #[cfg(feature = "dpdk")]
-                Letter::AttachNic(key, queue) => self.queues.attach_nic(key, queue),
+                Letter::AttachNic(key, queue) => self.queues.attach_nic(key, *queue),
                 #[cfg(feature = "dpdk")]
                 Letter::DetachNic(key, reply) => drop(reply.send(self.queues.detach_nic(key))),
                 Letter::Stop => return false,

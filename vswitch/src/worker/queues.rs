@@ -135,7 +135,8 @@ impl Queues {
                     now,
                     discard: None,
                 };
-                worked |= nic.poll(|burst| forwarder.forward(context, burst));
+                let takes = |head: &[u8]| crate::nic::receiver(snapshot, ingress, head);
+                worked |= nic.poll(takes, |burst| forwarder.forward(context, burst));
             }
         }
         worked

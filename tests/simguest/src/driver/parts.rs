@@ -175,14 +175,14 @@ impl RingParts {
     /// Overwrites an entry of the used ring.
     #[inline]
     pub fn set_used_entry(&self, index: u16, id: u32, len: u32) {
-        let at = 2 * usize::from(index & (self.size - 1));
-        self.used_elems.store(at, id);
-        self.used_elems.store(at + 1, len);
+        let word = u64::from(len) << 32 | u64::from(id);
+        self.used_bytes
+            .store_u64(8 * usize::from(index & (self.size - 1)), word);
     }
 
     /// The used entries as bytes, eight for each.
     #[inline(always)]
-    pub(super) fn used_window(&self) -> Window<'_, u8> {
+    pub(crate) fn used_window(&self) -> Window<'_, u8> {
         self.used_bytes.window()
     }
 

@@ -17,6 +17,43 @@ pub enum Ring {
     Packed(Packed),
 }
 
+/// How far [`Ring::take_run`] goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    /// Buffers to be taken at most.
+    pub(super) count: u16,
+    /// Buffers that [`Ring::pending`] counted.
+    pub(super) known: u16,
+    /// How many of these are fetched before the one at hand.
+    pub(super) ahead: u16,
+}
+
+impl Span {
+    /// Returns how many `each` said yes to.
+    #[inline(always)]
+    fn look(
+        self,
+        fetched: &mut u16,
+        soon: impl Fn(u16),
+        next: impl Fn(u16) -> Option<Used>,
+        mut each: impl FnMut(Used) -> bool,
+    ) -> u16 {
+        let (mut run, mut told) = (0, *fetched);
+        while run < self.count {
+            while told < self.known && told <= run + self.ahead {
+                soon(told);
+                told += 1;
+            }
+            match next(run) {
+                Some(used) if each(used) => run += 1,
+                _ => break,
+            }
+        }
+        *fetched = told;
+        run
+    }
+}
+
 macro_rules! either {
     ($self:ident, $ring:ident => $body:expr) => {
         match $self {
@@ -170,35 +207,48 @@ impl Ring {
         }
     }
 
-    /// On a plain ring whose buffers have `room` bytes: shows up to `count` of the buffers that came back to `each`, until
-    /// it says no, and takes those it said yes to. `soon` is told in advance, for the cache, which buffers the first
-    /// `look` are likely to be.
+    /// The buffer `ahead`, which [`Ring::pending`] must have counted, if the ring stays plain: worth fetching early.
+    #[inline(always)]
+    pub(super) fn likely(&self, ahead: u16) -> u16 {
+        match self {
+            Self::Split(ring) => ring.likely(ahead),
+            Self::Packed(ring) => ring.got(ahead).map_or(0, |used| used.id),
+        }
+    }
+
+    /// On a plain ring whose buffers have `room` bytes: shows the buffers that came back to `each`, until it says no, and
+    /// takes those it said yes to. `soon` is told of each in advance, for the cache; `fetched` of those not taken yet it
+    /// has been told of before, and afterwards.
     #[inline(always)]
     pub(super) fn take_run(
         &mut self,
-        (count, look): (u16, u16),
+        span: Span,
+        fetched: &mut u16,
         room: u32,
         soon: impl Fn(u16),
-        mut each: impl FnMut(Used) -> bool,
+        each: impl FnMut(Used) -> bool,
     ) -> u16 {
-        let mut run = 0;
-        match self {
+        let run = match self {
             Self::Split(ring) => {
                 let entries = ring.parts().used_window();
-                (0..count.min(look)).for_each(|ahead| soon(ring.likely(ahead)));
-                while run < count {
-                    match ring.expected_in(entries, run, room) {
-                        Some(used) if each(used) => run += 1,
-                        _ => break,
-                    }
-                }
+                let likely = |ahead| soon(ring.likely(ahead));
+                span.look(
+                    fetched,
+                    likely,
+                    |ahead| ring.expected_in(entries, ahead, room),
+                    each,
+                )
             }
             Self::Packed(ring) => {
-                let got = || ring.got().take(usize::from(count));
-                got().take(usize::from(look)).for_each(|used| soon(used.id));
-                run = got().take_while(|used| each(**used)).count() as u16;
+                let likely = |ahead| {
+                    if let Some(used) = ring.got(ahead) {
+                        soon(used.id);
+                    }
+                };
+                span.look(fetched, likely, |ahead| ring.got(ahead), each)
             }
-        }
+        };
+        *fetched = fetched.saturating_sub(run);
         self.advance(run);
         run
     }

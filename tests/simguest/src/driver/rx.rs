@@ -9,7 +9,7 @@ use crate::memory::{Memory, MemoryError, Window};
 
 use super::fill::Arena;
 use super::notify::{Counters, Notifier, count};
-use super::ring::Ring;
+use super::ring::{Ring, Span};
 use super::split::{Piece, Used};
 use super::{DeviceFault, Mode, Shape};
 
@@ -88,6 +88,8 @@ pub struct RxQueue {
     /// Pieces of the frame at hand: offset in the arena, bytes.
     parts: Vec<(usize, u32)>,
     frozen: bool,
+    /// Frames not yet taken whose first lines have been asked for.
+    fetched: u16,
 }
 
 impl RxQueue {
@@ -102,7 +104,8 @@ impl RxQueue {
         let buffer = options.buffer_len(features);
         let mut cut = Vec::new();
         let need = options.shape.cut(0, buffer, &mut cut);
-        let arena = Arena::new(memory, ring.size(), need, 0, 0)?;
+        let header_len = super::header_len(features);
+        let arena = Arena::new(memory, ring.size(), need, header_len, 0, 0)?;
         let mut queue = Self {
             posted: options.posted.unwrap_or(ring.size()),
             ring,
@@ -113,13 +116,14 @@ impl RxQueue {
             features,
             strict: options.strict,
             indirect: features & virtio::INDIRECT_DESC != 0 && options.shape.is_indirect(),
-            header_len: super::header_len(features),
+            header_len,
             buffer,
             shape: options.shape.clone(),
             pieces: Vec::with_capacity(cut.len()),
             cut,
             parts: Vec::with_capacity(64),
             frozen: false,
+            fetched: 0,
         };
         queue.reset();
         Ok(queue)
@@ -127,6 +131,7 @@ impl RxQueue {
 
     /// Back to the state after a device reset: all buffers posted anew.
     pub fn reset(&mut self) {
+        self.fetched = 0;
         self.ring.reset();
         self.ring.disarm();
         self.post();
@@ -211,6 +216,21 @@ impl RxQueue {
         }
     }
 
+    /// Has the first lines of what has arrived on their way to the cache, so that a later [`RxQueue::recv_burst`] need
+    /// not wait for them.
+    #[inline]
+    pub fn fetch(&mut self) -> Result<(), DeviceFault> {
+        let pending = self.ring.pending(1)?.min(LOOK_AHEAD);
+        let slots = self.arena.slots().window();
+        while self.fetched < pending {
+            let at = self.arena.slot_offset(self.ring.likely(self.fetched));
+            slots.prefetch(at);
+            slots.prefetch(at + 64);
+            self.fetched += 1;
+        }
+        Ok(())
+    }
+
     /// Hands up to `max` frames to `each`, posts the buffers again, publishes once. Returns how many there were. A
     /// frame whose last buffers are not there yet is left for the next call.
     #[inline]
@@ -237,7 +257,7 @@ impl RxQueue {
         while tally.frames < max && pending > 0 {
             let want = pending.min(max - tally.frames);
             let run = if simple {
-                self.take_run(want, &mut tally, each)
+                self.take_run(want, pending, &mut tally, each)
             } else {
                 0
             };
@@ -248,7 +268,7 @@ impl RxQueue {
             let Some(buffers) = self.take_any(pending, &mut tally, each)? else {
                 break;
             };
-            simple = false;
+            (simple, self.fetched) = (false, 0);
             pending = pending.saturating_sub(buffers);
         }
         if simple && !self.frozen && self.posted == self.ring.size() {
@@ -268,19 +288,20 @@ impl RxQueue {
     fn take_run(
         &mut self,
         count: u16,
+        pending: u16,
         tally: &mut Taken,
         each: &mut impl FnMut(&RxFrame<'_>),
     ) -> u16 {
         let slots = self.arena.slots().window();
-        let (stride, header_len) = (self.arena.stride() as usize, self.header_len);
+        let (places, header_len) = (self.arena.places(), self.header_len);
         let fetch = |head: u16| {
-            let at = usize::from(head) * stride;
+            let at = places.at(head);
             slots.prefetch(at);
             slots.prefetch(at + 64);
         };
         let mut bytes = 0;
         let take = |used: Used| {
-            let start = usize::from(used.id) * stride;
+            let start = places.at(used.id);
             let header = RawHeader::load(slots, start, header_len);
             if used.len < header_len || header.is_special() {
                 return false;
@@ -297,9 +318,17 @@ impl RxQueue {
             bytes += u64::from(len);
             true
         };
-        let run = self
-            .ring
-            .take_run((count, LOOK_AHEAD), self.buffer, fetch, take);
+        let run = self.ring.take_run(
+            Span {
+                count,
+                known: pending,
+                ahead: LOOK_AHEAD,
+            },
+            &mut self.fetched,
+            self.buffer,
+            fetch,
+            take,
+        );
         tally.bytes += bytes;
         tally.frames += run;
         tally.buffers += u64::from(run);
@@ -497,7 +526,7 @@ impl RxQueue {
     }
 }
 
-/// Frames fetched into the cache before the first of a burst is handled.
+/// Frames fetched into the cache before the one that is handled.
 const LOOK_AHEAD: u16 = 32;
 
 /// What a burst came to.
@@ -577,6 +606,36 @@ impl RxFrame<'_> {
     /// Descriptors it lies in.
     pub fn pieces(&self) -> usize {
         usize::from(self.len > 0) + self.rest.len()
+    }
+
+    /// Four bytes at `offset`, little endian; 0 if the frame ends before.
+    #[inline(always)]
+    pub fn load_u32(&self, offset: usize) -> u32 {
+        if offset.saturating_add(4) <= self.first.1 as usize {
+            return self.slots.load_u32(self.first.0 + offset);
+        }
+        u32::from_le_bytes(self.scattered(offset))
+    }
+
+    /// Whether the `len` bytes from `offset` on count up from `key` as [`super::Slot::write_words`] writes them.
+    #[inline]
+    pub fn has_words(&self, offset: usize, len: usize, key: u64) -> bool {
+        if offset.saturating_add(len) <= self.first.1 as usize {
+            return self.slots.has_words(self.first.0 + offset, len, key);
+        }
+        self.has_scattered_words(offset, len, key)
+    }
+
+    #[cold]
+    fn has_scattered_words(&self, offset: usize, len: usize, key: u64) -> bool {
+        let mut bytes = [0; 512];
+        (0..len).step_by(bytes.len()).all(|at| {
+            let count = bytes.len().min(len - at);
+            let part = &mut bytes[..count];
+            let words = (at as u64 / 8..).map(|n| key.wrapping_add(n).to_le_bytes());
+            self.copy_out(offset + at, part) == count
+                && part.chunks(8).zip(words).all(|(a, b)| *a == b[..a.len()])
+        })
     }
 
     /// Eight bytes at `offset`, little endian; 0 if the frame ends before.

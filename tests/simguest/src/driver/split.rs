@@ -135,6 +135,7 @@ impl Split {
         &self.parts
     }
     /// Entries.
+    #[inline]
     pub fn size(&self) -> u16 {
         self.parts.size
     }

@@ -40,6 +40,8 @@ impl Default for TxOptions {
     }
 }
 
+/// Slots whose first line is asked for before they are written.
+const AHEAD: u16 = 32;
 const LARGE: u32 = 96 << 10;
 
 /// Why a frame was not sent.
@@ -91,7 +93,15 @@ impl TxQueue {
         options: &TxOptions,
     ) -> Result<Self, MemoryError> {
         let ring = Ring::new(memory, options.size, options.table_len, features)?;
-        let arena = Arena::new(memory, ring.size(), options.buffer, options.large, LARGE)?;
+        let header_len = super::header_len(features);
+        let arena = Arena::new(
+            memory,
+            ring.size(),
+            options.buffer,
+            header_len,
+            options.large,
+            LARGE,
+        )?;
         let mut queue = Self {
             ring,
             arena,
@@ -99,7 +109,7 @@ impl TxQueue {
             counters: Arc::default(),
             mode: options.mode,
             indirect: features & virtio::INDIRECT_DESC != 0,
-            header_len: super::header_len(features),
+            header_len,
             pieces: Vec::with_capacity(64),
             burst_len: 0,
         };
@@ -308,7 +318,7 @@ impl TxQueue {
     /// by the other calls overwrite slots, so that this must be called again after them.
     pub fn prefill(&mut self, template: &[u8]) -> Result<(), TxError> {
         let len = self.header_len as usize + template.len();
-        if len > self.arena.stride() as usize {
+        if len > self.arena.room() as usize {
             return Err(TxError::TooBig { len, pieces: 1 });
         }
         let header = [0; VirtioNetHdr::LEN];
@@ -325,6 +335,17 @@ impl TxQueue {
         Ok(())
     }
 
+    /// Whether a burst of `max` frames can be sent, and some more beyond it: their lines can then be asked for in time.
+    /// Takes back what is done if that takes looking.
+    #[inline]
+    pub fn has_room(&mut self, max: u16) -> Result<bool, DeviceFault> {
+        let wanted = max.saturating_add(AHEAD).min(self.ring.size());
+        if self.ring.free() < wanted {
+            self.reclaim()?;
+        }
+        Ok(self.ring.free() >= wanted)
+    }
+
     /// Takes back what is done, then sends up to `max` prefilled frames, each touched up by `edit`; publishes once.
     /// Returns how many went out. No allocation, no system call but a kick the device asked for.
     #[inline]
@@ -337,12 +358,19 @@ impl TxQueue {
             self.reclaim()?;
         }
         let burst = max.min(self.ring.free());
-        let (slots, base) = (self.arena.slots().window(), self.arena.slot_guest(0));
-        let (stride, header) = (self.arena.stride(), self.header_len);
-        let (room, len) = (stride - header, self.burst_len - header);
+        let (slots, places) = (self.arena.slots().window(), self.arena.places());
+        let base = self.arena.guest();
+        let header = self.header_len;
+        let (room, len) = (self.arena.room() - header, self.burst_len - header);
         let mut bytes = 0;
+        let mut beyond = self.ring.free();
         self.ring.add_run(burst, |head| {
-            let offset = usize::from(head) * stride as usize;
+            let offset = places.at(head);
+            if beyond > AHEAD {
+                let ahead = places.at(head.wrapping_add(AHEAD));
+                slots.prefetch_write(ahead + header as usize);
+            }
+            beyond -= 1;
             let mut slot = Slot {
                 slots,
                 start: offset + header as usize,
@@ -407,6 +435,14 @@ impl Slot<'_> {
     #[inline(always)]
     pub fn store_u128(&mut self, offset: usize, value: u128) {
         self.slots.store_u128(self.start + offset, value);
+    }
+
+    /// Writes `len` bytes that count up from `key` in little-endian words of eight, the last one cut short; not beyond
+    /// the slot's end.
+    #[inline]
+    pub fn write_words(&mut self, offset: usize, len: usize, key: u64) {
+        let len = len.min((self.room as usize).saturating_sub(offset));
+        self.slots.write_words(self.start + offset, len, key);
     }
 
     /// Overwrites any bytes; those beyond the slot's end are left out.

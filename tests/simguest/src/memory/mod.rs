@@ -82,6 +82,8 @@ pub struct Layout {
     pub regions: Vec<RegionSpec>,
     /// Back it with huge pages (fails if the machine has none free).
     pub huge: bool,
+    /// Take ordinary pages if there are not enough huge ones.
+    pub or_ordinary: bool,
 }
 
 impl Layout {
@@ -96,6 +98,7 @@ impl Layout {
         Self {
             regions: vec![spec],
             huge: false,
+            or_ordinary: false,
         }
     }
 
@@ -114,6 +117,7 @@ impl Layout {
         Self {
             regions,
             huge: false,
+            or_ordinary: false,
         }
     }
 
@@ -131,6 +135,7 @@ impl Layout {
         Self {
             regions,
             huge: false,
+            or_ordinary: false,
         }
     }
 
@@ -139,6 +144,13 @@ impl Layout {
     pub fn huge(mut self) -> Self {
         self.huge = true;
         self
+    }
+
+    /// The same layout on huge pages if enough are free, else on ordinary ones.
+    #[must_use]
+    pub fn huge_if_free(mut self) -> Self {
+        self.or_ordinary = true;
+        self.huge()
     }
 }
 
@@ -224,6 +236,23 @@ impl std::fmt::Debug for Memory {
 impl Memory {
     /// Makes and maps the memory files.
     pub fn new(layout: &Layout) -> Result<Self, MemoryError> {
+        match Self::map(layout) {
+            Err(MemoryError::Create { .. }) if layout.huge && layout.or_ordinary => {
+                Self::map(&Layout {
+                    huge: false,
+                    ..layout.clone()
+                })
+            }
+            made => made,
+        }
+    }
+
+    /// Whether it lies on huge pages.
+    pub fn is_huge(&self) -> bool {
+        self.lock().huge
+    }
+
+    fn map(layout: &Layout) -> Result<Self, MemoryError> {
         let inner = Inner {
             slots: Vec::new(),
             turn: 0,

@@ -270,6 +270,24 @@ impl<T: Plain> Window<'_, T> {
     }
 }
 
+impl<T: Plain> Window<'_, T> {
+    /// Asks for the line of an element in order to write it, so that the store need not wait for it: takes it away
+    /// from a cache of another processor. Does nothing out of bounds or on machines without the instruction.
+    #[inline(always)]
+    pub fn prefetch_write(&self, index: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if index < self.len {
+            // Without the instruction set the compiler would make this a fetch for reading; processors that do not
+            // know it take it for a no-op.
+            // SAFETY: a prefetch does not fault, changes nothing, and the address is inside the mapping anyway.
+            unsafe {
+                std::arch::asm!("prefetchw [{}]", in(reg) self.base.add(index).as_ptr(),
+                    options(nostack, preserves_flags, readonly));
+            }
+        }
+    }
+}
+
 macro_rules! scalar {
     ($load:ident, $store:ident, $type:ty) => {
         #[doc = concat!("Reads a little-endian `", stringify!($type), "` at any byte offset (unaligned allowed).")]
@@ -312,6 +330,104 @@ impl Window<'_, u8> {
             }
         }
         count
+    }
+
+    /// Copies from another window, where both have all `len` bytes; returns false and copies nothing if not. Made for
+    /// frames: short ones take no call.
+    #[inline(always)]
+    pub fn copy_from(
+        &self,
+        offset: usize,
+        from: Window<'_, u8>,
+        from_offset: usize,
+        len: usize,
+    ) -> bool {
+        if !self.has(offset, len) || !from.has(from_offset, len) {
+            return false;
+        }
+        // SAFETY: both ranges are in bounds (checked).
+        let (to, from) = unsafe {
+            (
+                self.base.add(offset).as_ptr(),
+                from.base.add(from_offset).as_ptr(),
+            )
+        };
+        #[cfg(target_arch = "x86_64")]
+        if (64..=128).contains(&len) {
+            use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
+            // The first and the last 64 bytes meet or overlap in the middle. All are read before the first is written,
+            // so that the ranges may overlap.
+            // SAFETY: every block of 16 lies within len bytes from either start, which are in bounds.
+            unsafe {
+                let load = |at| _mm_loadu_si128(from.add(at).cast::<__m128i>());
+                let store = |at, block| _mm_storeu_si128(to.add(at).cast::<__m128i>(), block);
+                let end = len - 64;
+                let (a, b, c, d) = (load(0), load(16), load(32), load(48));
+                let (e, f, g, h) = (load(end), load(end + 16), load(end + 32), load(end + 48));
+                store(0, a);
+                store(16, b);
+                store(32, c);
+                store(48, d);
+                store(end, e);
+                store(end + 16, f);
+                store(end + 32, g);
+                store(end + 48, h);
+            }
+            return true;
+        }
+        // SAFETY: both ranges are in bounds (checked); `copy` allows overlap.
+        unsafe { ptr::copy(from, to, len) }
+        true
+    }
+
+    /// Writes `len` bytes that count up from `key` in little-endian words of eight, the last one cut short.
+    ///
+    /// # Panics
+    /// If they leave the window.
+    #[inline]
+    pub fn write_words(&self, offset: usize, len: usize, key: u64) {
+        assert!(self.has(offset, len), "words leave the view");
+        let words = len / 8;
+        for n in 0..words {
+            let word = key.wrapping_add(n as u64).to_le();
+            // SAFETY: 8 * words <= len bytes from offset are in bounds (checked), the mapping is writable.
+            unsafe {
+                self.base
+                    .add(offset + 8 * n)
+                    .cast::<u64>()
+                    .as_ptr()
+                    .write_unaligned(word);
+            };
+        }
+        let last = key.wrapping_add(words as u64).to_le_bytes();
+        for (at, byte) in (offset + 8 * words..offset + len).zip(last) {
+            self.store(at, byte);
+        }
+    }
+
+    /// Whether `len` bytes count up from `key` as [`Window::write_words`] writes them. All of them are read.
+    ///
+    /// # Panics
+    /// If they leave the window.
+    #[inline]
+    pub fn has_words(&self, offset: usize, len: usize, key: u64) -> bool {
+        assert!(self.has(offset, len), "words leave the view");
+        let words = len / 8;
+        let mut wrong = 0;
+        for n in 0..words {
+            // SAFETY: 8 * words <= len bytes from offset are in bounds (checked), any bits are a valid integer.
+            let word = unsafe {
+                self.base
+                    .add(offset + 8 * n)
+                    .cast::<u64>()
+                    .as_ptr()
+                    .read_unaligned()
+            };
+            wrong |= u64::from_le(word) ^ key.wrapping_add(n as u64);
+        }
+        let last = key.wrapping_add(words as u64).to_le_bytes();
+        let rest = offset + 8 * words..offset + len;
+        wrong == 0 && rest.zip(last).all(|(at, byte)| self.load(at) == byte)
     }
 
     #[inline(always)]

@@ -1,11 +1,13 @@
 //! The mover's end of a packed ring.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
 
 use crate::driver::{Packed, PackedDesc, Place, RingParts, event, passed};
 use crate::features::virtio;
 use crate::memory::Desc;
+
+/// Descriptors in a cache line.
+const SLOTS_IN_LINE: u16 = 4;
 
 /// A chain that was seen and not given back yet.
 #[derive(Clone, Copy, Debug)]
@@ -54,10 +56,10 @@ impl PackedEnd {
         self.seen.len() as u16
     }
 
-    /// Chains available; looks only if none is known.
+    /// Chains available; looks only if fewer than `wanted` are known.
     #[inline]
-    pub(super) fn available(&mut self) -> u16 {
-        if self.seen.is_empty() {
+    pub(super) fn available(&mut self, wanted: u16) -> u16 {
+        if self.known() < wanted {
             self.look();
         }
         self.known()
@@ -70,6 +72,11 @@ impl PackedEnd {
             let first = self.load(self.look, 0);
             if !self.look.is_available(first.flags) {
                 return;
+            }
+            if self.look.slot.is_multiple_of(SLOTS_IN_LINE) {
+                // It is to be written when the chain is given back.
+                let at = 2 * usize::from(self.look.slot);
+                self.parts.desc_words.window().prefetch_write(at);
             }
             let (mut last, mut descs) = (first, 1);
             while last.flags & PackedDesc::NEXT != 0 && descs < size {
@@ -135,27 +142,36 @@ impl PackedEnd {
         self.unasked = self.unasked.saturating_add(seen.descs);
     }
 
-    /// Shows what was given back, the first of it last; returns whether the driver wants a call.
-    pub(super) fn publish(&mut self) -> bool {
+    /// Shows what was given back, the first of it last.
+    pub(super) fn publish(&mut self) {
         let Some((&first, rest)) = self.back.split_first() else {
-            return false;
+            return;
         };
         for &(slot, word) in rest.iter().chain([&first]) {
             let at = 2 * usize::from(slot) + 1;
             self.parts.desc_words.store_release(at, word);
         }
         self.back.clear();
-        fence(Ordering::SeqCst);
+    }
+
+    /// Whether nothing has been published since [`PackedEnd::wish`].
+    #[inline]
+    pub(super) fn is_settled(&self) -> bool {
+        self.unasked == 0
+    }
+
+    /// Whether the driver wants a call for what was published since this was last asked; None if it wants none at all.
+    pub(super) fn wish(&mut self) -> Option<bool> {
         let slots = std::mem::take(&mut self.unasked).min(self.parts.size);
         match self.parts.avail.load_acquire(1) {
-            event::DISABLE => false,
+            event::DISABLE => None,
             event::DESC if self.event_idx => {
                 let wanted = Place::from_bits(self.parts.avail.load(0));
                 let event = wanted.against(self.used, self.parts.size);
                 let new = self.used.slot;
-                passed(event, new.wrapping_sub(slots), new)
+                Some(passed(event, new.wrapping_sub(slots), new))
             }
-            _ => true,
+            _ => Some(true),
         }
     }
 }

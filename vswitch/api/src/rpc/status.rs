@@ -222,8 +222,23 @@ pub struct DpdkStatus {
     /// Speed of the link, Mbit/s; absent when unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed_mbps: Option<u32>,
-    /// Queue pairs in use.
+    /// Receive queues in use.
     pub queues: u16,
+    /// Transmit queues in use.
+    #[serde(default)]
+    pub tx_queues: u16,
+    /// What the device does of a frame's work, as in `tx-tso`; the rest is done in software.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub offloads: Vec<String>,
+    /// Frames received that the device found to have a wrong checksum; they are delivered as they are.
+    #[serde(default)]
+    pub bad_checksums: u64,
+    /// Frames that the device had no buffer for.
+    #[serde(default)]
+    pub missed: u64,
+    /// Frames that the device received broken, or could not send.
+    #[serde(default)]
+    pub errors: u64,
 }
 
 /// What a port does per second. Receiving is into the switch, transmitting out of it.

@@ -104,17 +104,16 @@ impl Packed {
         }
     }
 
-    /// The buffers that came back and were not taken yet, as far as the device was followed.
+    /// The buffer `ahead` of the next one that came back, as far as the device was followed.
     #[inline(always)]
-    pub(in crate::driver) fn got(&self) -> impl Iterator<Item = &Used> {
-        self.got.iter()
+    pub(in crate::driver) fn got(&self, ahead: u16) -> Option<Used> {
+        self.got.get(ahead)
     }
 
     /// Looks at the buffer `ahead` of the next one, which [`Packed::pending`] must have counted.
     pub fn peek(&mut self, ahead: u16) -> Result<Used, DeviceFault> {
         self.pending(ahead.saturating_add(1))?;
-        let used = self.got.iter().nth(usize::from(ahead)).copied();
-        used.ok_or(DeviceFault::UsedIndex {
+        self.got(ahead).ok_or(DeviceFault::UsedIndex {
             used: self.used.slot,
             last: self.used.slot,
             out: self.chains,

@@ -45,11 +45,11 @@ impl<T: Copy> Fifo<T> {
         Some(value)
     }
 
+    /// The one that `ahead` others are older than.
     #[inline(always)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        let mask = self.slots.len() - 1;
-        let len = usize::from(self.len());
-        (0..len).map(move |n| &self.slots[self.head.wrapping_add(n) & mask])
+    pub(super) fn get(&self, ahead: u16) -> Option<T> {
+        let at = self.head.wrapping_add(usize::from(ahead)) & (self.slots.len() - 1);
+        (ahead < self.len()).then(|| self.slots[at])
     }
 
     pub(super) fn clear(&mut self) {

@@ -1,0 +1,97 @@
+//! One slice, or one search made of slices: its figures, and everything that says whether it counts.
+
+use serde::{Serialize, Serializer};
+
+use crate::generator::{Counted, Paced};
+use crate::histogram::Histogram;
+use crate::interference::Interference;
+use crate::probe::Class;
+
+/// What one contestant gave in one round of one case.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    /// Which round it belongs to.
+    pub round: u32,
+    /// Its figures, one for each row of the case, in the row's unit.
+    pub values: Vec<f64>,
+    /// What the probe said before and after, nanoseconds a bounce.
+    pub bounce_ns: (f64, f64),
+    /// The class of that, before and after; they differ where the host moved a CPU meanwhile.
+    pub class: (Class, Class),
+    /// What disturbed it.
+    pub interference: Interference,
+    /// Why it does not count, if it does not.
+    pub discarded: Option<String>,
+    /// What the figures were made of.
+    #[serde(flatten)]
+    pub detail: Detail,
+}
+
+/// What figures are made of.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Detail {
+    /// As many frames as get through in a window.
+    Rate(Counted),
+    /// Frames offered at a rate, without looking at the time they take.
+    Offered(Paced),
+    /// Times that frames were on their way.
+    Latency {
+        /// What was offered in the windows that count.
+        paced: Paced,
+        /// How many windows count, and how many there were.
+        windows: (u32, u32),
+        /// Nanoseconds, as the upper end of a bucket and how often.
+        #[serde(serialize_with = "buckets")]
+        histogram: Histogram,
+    },
+    /// TCP streams and pings between real guests.
+    Streams {
+        /// How long they took together, seconds.
+        seconds: f64,
+        /// Round trip times in the order they were taken, microseconds.
+        ping_us: Vec<f64>,
+    },
+    /// A search for a rate, with all its trials.
+    Search(Vec<Trial>),
+}
+
+/// One rate tried.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trial {
+    /// The rate aimed at, frames per second in each direction.
+    pub rate: f64,
+    /// What came of it.
+    pub paced: Paced,
+    /// What disturbed it.
+    pub interference: Interference,
+    /// Why a loss in it does not count, if it does not.
+    pub discarded: Option<String>,
+}
+
+impl Sample {
+    /// Its class, if it counts.
+    pub fn counts_for(&self) -> Option<Class> {
+        (self.discarded.is_none() && self.class.0 == self.class.1).then_some(self.class.0)
+    }
+
+    /// What was counted, if it went as fast as it could.
+    pub fn counted(&self) -> Option<&Counted> {
+        match &self.detail {
+            Detail::Rate(counted) => Some(counted),
+            _ => None,
+        }
+    }
+
+    /// The latencies, if they were taken.
+    pub fn histogram(&self) -> Option<&Histogram> {
+        match &self.detail {
+            Detail::Latency { histogram, .. } => Some(histogram),
+            _ => None,
+        }
+    }
+}
+
+fn buckets<S: Serializer>(histogram: &Histogram, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(histogram.buckets())
+}
