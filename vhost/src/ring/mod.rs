@@ -42,6 +42,8 @@
 mod ahead;
 mod chain;
 mod core;
+#[cfg(test)]
+mod hostile;
 mod layout;
 #[cfg(test)]
 mod oracle;
