@@ -13,6 +13,7 @@ both!(
     full_event_counters_hold_nobody_up,
     parts_may_lie_on_top_of_each_other_and_of_the_buffers,
     one_ring_may_be_both_queues,
+    receive_chains_without_measure_end_a_burst_and_lose_nothing,
 );
 
 /// CVE-2026-86845 to -86848: the available index was not checked.
@@ -216,4 +217,48 @@ fn one_ring_may_be_both_queues<D: Driver>() {
             .iter()
             .all(|byte| *byte == 0)
     );
+}
+
+/// No advisory: as a burst's transmit chains, a burst's receive chains may have so many descriptors together and no more,
+/// whatever comes of them; else each of 32 frames costs its sender's worker 2,047.
+fn receive_chains_without_measure_end_a_burst_and_lose_nothing<D: Driver>() {
+    let long: Vec<Piece> = (0..1000)
+        .map(|piece| (BUFFERS, if piece < 999 { 0 } else { 100 }, WRITE))
+        .collect();
+    let mut bad = long.clone();
+    bad[999] = (u64::MAX, 100, WRITE);
+    let mut small = long.clone();
+    small[999].1 = 13;
+    for (chain, features, result) in [
+        (&long, PLAIN, Ok(())),
+        (&bad, PLAIN, Err(RxError::Malformed(ChainError::Unmapped))),
+        (&small, PLAIN, Err(RxError::TooBig)),
+        (&small, MERGED, Err(RxError::TooBig)),
+    ] {
+        let mut rig = Rig::<D>::new(64);
+        let mut rx = rig.rx(features);
+        for id in 0..32 {
+            rig.offer_table(id, TABLES, chain);
+        }
+        let mut used_up = 0;
+        for _ in 0..4 {
+            let mut burst = rx.begin(32).unwrap();
+            let results: Vec<_> = (0..32)
+                .map(|_| burst.put(&VirtioNetHdr::default(), &[&[1; 60]], Pieces::empty()))
+                .collect();
+            let tried = results.iter().take_while(|put| **put == result).count();
+            assert!((2..=5).contains(&tried), "{tried} of {result:?}");
+            assert!(
+                results[tried..]
+                    .iter()
+                    .all(|put| *put == Err(RxError::Full))
+            );
+            assert!(burst.is_full(), "nothing is to be prepared in vain");
+            let lost = matches!(result, Err(RxError::TooBig));
+            used_up += if lost { 0 } else { tried };
+            burst.finish();
+        }
+        let ids: Vec<_> = (0..used_up as u16).collect();
+        assert_eq!(rig.used_ids(), ids);
+    }
 }
