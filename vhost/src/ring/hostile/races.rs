@@ -76,7 +76,8 @@ fn racing_receive_lengths_are_used_as_they_were_judged<D: Driver>() {
         let (mut whole, mut refused) = (0, 0);
         for _ in 0..ROUNDS {
             rig.offer(0, &[(BUFFER, 512, WRITE)]);
-            loop {
+            for attempt in 0.. {
+                assert!(attempt < 10_000, "a length is remembered for ever");
                 let result = put(&mut rx, &pattern(500));
                 let used = rig.used_ids();
                 match result {
