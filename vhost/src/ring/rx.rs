@@ -21,6 +21,10 @@ pub const MAX_CHAINS: usize = 256;
 /// Pieces that the chains of one frame may have together.
 const MAX_PIECES: usize = 4_096;
 
+/// Descriptors that a burst may cost, give or take one frame's: a guest that strings many together must not hold up those
+/// who send to it, and the frames of others behind theirs.
+const MAX_WALKED: usize = 4 * MAX_CHAIN as usize;
+
 /// What the guest at the other end of a receive queue can take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RxFeatures {
@@ -54,7 +58,8 @@ impl RxFeatures {
 /// Why a frame was not delivered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum RxError {
-    /// Too few buffers on offer, also at a second look. Nothing was used up.
+    /// Too few buffers on offer, also at a second look, or the burst has cost too many descriptors already. Nothing was
+    /// used up.
     #[error("the guest offers too few receive buffers")]
     Full,
     /// The guest's buffers cannot hold a frame of this length. Nothing was used up.
@@ -106,22 +111,25 @@ impl<L: Layout> Receive<L> {
         Ok(Filling {
             ring: self,
             taken: 0,
-            looked: false,
+            effort: Effort::default(),
         })
     }
 
     /// Collects chains until they hold `needed` bytes. On success as many of those resolved ahead as were collected are
     /// the caller's to take away; else nothing was used up, or all of them were.
-    fn collect(&mut self, needed: usize, looked: &mut bool) -> Result<(), RxError> {
+    fn collect(&mut self, needed: usize, effort: &mut Effort) -> Result<(), RxError> {
+        if effort.is_spent() {
+            return Err(RxError::Full);
+        }
         self.chains.clear();
         self.spans.truncate(0);
         let core = &mut self.core;
-        let (mut at, mut room, mut walked) = (core.next, 0, 0);
+        let (mut at, mut room, before) = (core.next, 0, effort.walked);
         loop {
             let number = self.chains.len();
             let least = if number == 0 { core.header_len + 1 } else { 1 };
             let chain = if let Some(Ready { span, id }) = core.ahead.get(number) {
-                walked += 1;
+                effort.walked += 1;
                 let bytes = if self.spans.push(span) {
                     Ok(span.len())
                 } else {
@@ -134,10 +142,10 @@ impl<L: Layout> Receive<L> {
                 }
             } else {
                 if !core.ring.sees(at) {
-                    if *looked {
+                    if effort.looked {
                         return Err(RxError::Full);
                     }
-                    *looked = true;
+                    effort.looked = true;
                     // A ring that breaks here is as good as full, and says so at the next burst.
                     core.look(usize::from(u16::MAX))
                         .map_err(|_| RxError::Full)?;
@@ -145,7 +153,7 @@ impl<L: Layout> Receive<L> {
                         return Err(RxError::Full);
                     }
                 }
-                core.walk(at, &mut walked, &mut self.spans)
+                core.walk(at, &mut effort.walked, &mut self.spans)
                     .map_err(|error| {
                         core.break_with(error);
                         RxError::Full
@@ -182,6 +190,7 @@ impl<L: Layout> Receive<L> {
             if room >= needed {
                 return Ok(());
             }
+            let walked = effort.walked - before;
             let spent = self.chains.len() == MAX_CHAINS || walked >= usize::from(MAX_CHAIN);
             if spent || !self.accepts.mergeable {
                 return Err(RxError::TooBig);
@@ -210,8 +219,23 @@ pub(super) struct Filling<'r, L> {
     ring: &'r mut Receive<L>,
     /// Buffers used of those resolved ahead. Kept here, and so in a register, until something else has to know.
     taken: usize,
+    effort: Effort,
+}
+
+/// What a burst has cost beyond buffers that were ready.
+#[derive(Default)]
+struct Effort {
     /// It was looked in vain for more buffers in this burst.
     looked: bool,
+    /// Descriptors looked at.
+    walked: usize,
+}
+
+impl Effort {
+    #[inline]
+    fn is_spent(&self) -> bool {
+        self.walked >= MAX_WALKED
+    }
 }
 
 impl<L: Layout> Sink for Filling<'_, L> {
@@ -239,7 +263,7 @@ impl<L: Layout> Sink for Filling<'_, L> {
             }
             _ => {
                 self.pass();
-                put_merged(self.ring, header, parts, tail, needed, &mut self.looked)
+                put_merged(self.ring, header, parts, tail, needed, &mut self.effort)
             }
         }
     }
@@ -279,7 +303,7 @@ impl<L: Layout> Sink for Filling<'_, L> {
             _ => {
                 self.pass();
                 let header = VirtioNetHdr::default();
-                put_merged(self.ring, &header, &[head], tail, needed, &mut self.looked)
+                put_merged(self.ring, &header, &[head], tail, needed, &mut self.effort)
             }
         }
     }
@@ -289,11 +313,17 @@ impl<L: Layout> Sink for Filling<'_, L> {
     fn is_full(&mut self) -> bool {
         self.pass();
         let core = &mut self.ring.core;
-        if core.ahead.len() > 0 || core.ring.sees(core.next) {
+        if core.ahead.len() > 0 {
             return false;
         }
-        if !self.looked {
-            self.looked = true;
+        if self.effort.is_spent() {
+            return true;
+        }
+        if core.ring.sees(core.next) {
+            return false;
+        }
+        if !self.effort.looked {
+            self.effort.looked = true;
             // A ring that turns out broken here says so at its next use.
             let _ = core.look(1);
         }
@@ -312,11 +342,27 @@ impl<L: Layout> Filling<'_, L> {
     /// See [`RxBurst::finish`](super::RxBurst::finish).
     #[inline]
     pub(super) fn finish(mut self) -> u16 {
+        self.conclude()
+    }
+
+    /// Publishes what was written. Once more does nothing.
+    #[inline]
+    fn conclude(&mut self) -> u16 {
         self.pass();
         let core = &mut self.ring.core;
         let count = core.publish();
-        core.ring.prefetch_used(core.next, MAX_BURST as u16);
+        if count > 0 {
+            core.ring.prefetch_used(core.next, MAX_BURST as u16);
+        }
         count
+    }
+}
+
+impl<L: Layout> Drop for Filling<'_, L> {
+    /// A burst that is merely dropped has been delivered all the same: its frames are in the guest's buffers.
+    #[inline]
+    fn drop(&mut self) {
+        self.conclude();
     }
 }
 
@@ -328,9 +374,9 @@ fn put_merged<L: Layout>(
     parts: &[&[u8]],
     tail: Pieces<'_>,
     needed: usize,
-    looked: &mut bool,
+    effort: &mut Effort,
 ) -> Result<(), RxError> {
-    ring.collect(needed, looked)?;
+    ring.collect(needed, effort)?;
     // At most MAX_CHAINS.
     let header = with_buffers(header, ring.chains.len() as u16);
     let mut writer = Writer {
