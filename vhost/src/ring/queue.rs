@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use vswitch_packet::VirtioNetHdr;
+use vswitch_packet::{Sum, VirtioNetHdr};
 
 use super::core::Setup;
 use super::packed::PackedRing;
@@ -201,6 +201,24 @@ impl RxBurst<'_> {
         tail: Pieces<'_>,
     ) -> Result<(), RxError> {
         each!(Burst, &mut self.0, burst => burst.put(header, parts, tail))
+    }
+
+    /// Delivers one frame, `head` and then `tail`, whose checksum is completed on the way: the bytes of the tail are added
+    /// to `sum` as they are written, `finish` puts the sum into the head, and the head is written last. The tail is read
+    /// once, so the sum is that of what the guest finds.
+    ///
+    /// # Errors
+    ///
+    /// As for [`put`](Self::put).
+    pub fn put_summed(
+        &mut self,
+        header: &VirtioNetHdr,
+        head: &mut [u8],
+        tail: Pieces<'_>,
+        sum: Sum,
+        finish: impl FnOnce(&mut [u8], Sum),
+    ) -> Result<(), RxError> {
+        each!(Burst, &mut self.0, burst => burst.put_summed(header, head, tail, sum, finish))
     }
 
     /// Whether the guest has no buffer left: then nothing fits, however small, and preparing a frame is in vain.

@@ -4,7 +4,7 @@
 //! other first collects as many buffers as it needs, so that the header can say how many, and is then written once, front
 //! to back. Whether the guest sees it at once or with the rest of its burst is decided by [`Filling::finish`].
 
-use vswitch_packet::VirtioNetHdr;
+use vswitch_packet::{Sum, VirtioNetHdr};
 
 use super::ahead::Ready;
 use super::chain::{Direction, Spans};
@@ -191,6 +191,19 @@ impl<L: Layout> Receive<L> {
             at = core.ring.advance(at, entries);
         }
     }
+
+    /// Gives the collected chains back with the `needed` bytes that were written to them.
+    #[inline]
+    fn return_collected(&mut self, needed: usize) {
+        self.core.ahead.skip(self.chains.len());
+        let mut left = needed;
+        for chain in &self.chains {
+            let used = left.min(chain.room);
+            left -= used;
+            // As in `put`.
+            self.core.give_back(chain.id, chain.entries, used as u32);
+        }
+    }
 }
 
 #[inline]
@@ -294,10 +307,7 @@ fn put_merged<L: Layout>(
     ring.collect(needed, looked)?;
     // At most MAX_CHAINS.
     let header = with_buffers(header, ring.chains.len() as u16);
-    let mut writer = Writer {
-        spans: ring.spans.as_slice().iter(),
-        room: None,
-    };
+    let mut writer = Writer::new(ring.spans.as_slice());
     // SAFETY: the spans were resolved in the memory that the ring holds; `tail` is mapped for its lifetime.
     unsafe {
         writer.write(&header[..ring.core.header_len]);
@@ -308,14 +318,7 @@ fn put_merged<L: Layout>(
             writer.copy(piece);
         }
     }
-    ring.core.ahead.skip(ring.chains.len());
-    let mut left = needed;
-    for chain in &ring.chains {
-        let used = left.min(chain.room);
-        left -= used;
-        // As in `put`.
-        ring.core.give_back(chain.id, chain.entries, used as u32);
-    }
+    ring.return_collected(needed);
     Ok(())
 }
 
@@ -371,7 +374,25 @@ struct Writer<'a> {
     room: Option<Span>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    #[inline]
+    fn new(spans: &'a [Span]) -> Self {
+        Self {
+            spans: spans.iter(),
+            room: None,
+        }
+    }
+
+    /// Leaves the next `count` bytes as they are.
+    #[inline]
+    fn skip(&mut self, mut count: usize) {
+        while count > 0 {
+            let Some(span) = self.room() else { return };
+            self.room = Some(span.skip(count));
+            count -= count.min(span.len());
+        }
+    }
+
     #[inline]
     fn room(&mut self) -> Option<Span> {
         match self.room {
@@ -408,7 +429,24 @@ impl Writer<'_> {
             self.room = Some(span.skip(count));
         }
     }
+
+    /// # Safety
+    ///
+    /// The spans are mapped.
+    #[inline]
+    unsafe fn copy_summing(&mut self, piece: Piece<'_>, sum: &mut Sum) {
+        let mut done = 0;
+        while done < piece.len() {
+            let Some(span) = self.room() else { return };
+            // SAFETY: mapped, by the caller's word, and the piece by its lifetime.
+            let count = unsafe { span.copy_summing(piece.tail(done), sum) };
+            done += count;
+            self.room = Some(span.skip(count));
+        }
+    }
 }
+
+mod summed;
 
 #[cfg(test)]
 mod tests;
