@@ -22,7 +22,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vswitch_api::config::{SocketMode, VhostUser};
+use vswitch_api::config::{Offload, SocketMode, VhostUser};
+use vswitch_packet::Accepts;
 use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features};
 
 use super::log::Budget;
@@ -182,6 +183,8 @@ pub struct SessionId(u64);
 
 struct Session {
     id: SessionId,
+    /// Virtio features that its guest is offered.
+    offered: u64,
     begun: Instant,
     stream: UnixStream,
     thread: JoinHandle<()>,
@@ -248,6 +251,24 @@ impl GuestPort {
     /// Sessions from now on accept this MTU from their front-end.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.mtu = mtu;
+    }
+
+    /// Changes which offloads are made use of, from the next snapshot on, and which are offered, from the next session
+    /// on: what a guest was offered it keeps until then.
+    pub fn set_offload(&mut self, offload: Offload) {
+        self.config.offload = offload;
+    }
+
+    /// What may be left to the guest, if it negotiated it.
+    pub fn may_leave(&self) -> Accepts {
+        let Offload { checksum, tso } = self.config.offload;
+        let tso = checksum && tso;
+        Accepts {
+            csum: checksum,
+            tso4: tso,
+            tso6: tso,
+            ecn: tso,
+        }
     }
 
     /// Starts to listen, or to try to connect.
@@ -368,6 +389,7 @@ impl GuestPort {
             name: Arc::clone(&self.name),
         };
         let config = self.session_config();
+        let offered = config.features;
         let (theirs, shared, at) = (stream.try_clone()?, Arc::clone(shared), self.at);
         // A front-end that asks and never reads the answers must not keep the session from its rings.
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
@@ -384,6 +406,7 @@ impl GuestPort {
         let begun = Instant::now();
         Ok(Session {
             id,
+            offered,
             begun,
             stream,
             thread,
@@ -394,13 +417,18 @@ impl GuestPort {
         SessionConfig {
             queue_pairs: self.config.queue_pairs,
             ring_size_max: self.config.ring_size,
-            features: self.offered(),
+            features: self.to_offer(),
             mtu: Some(self.mtu),
         }
     }
 
-    /// Virtio features offered to a guest that connects now.
+    /// Virtio features offered to the guest that is there, or to one that connects now.
     pub fn offered(&self) -> u64 {
+        let session = self.session.as_ref().filter(|s| !s.is_over());
+        session.map_or_else(|| self.to_offer(), |s| s.offered)
+    }
+
+    fn to_offer(&self) -> u64 {
         features::offered(features::Switches {
             mergeable: self.config.mergeable,
             indirect: self.config.indirect,

@@ -12,7 +12,7 @@ use super::fdb::CoarseSecond;
 use super::group::{Filed, Groups, List};
 use super::learn::{LearnMailbox, Seen};
 use super::snapshot::{Bridge, Output, Port, Snapshot};
-use super::software::Finisher;
+use super::software::{Finisher, ToGuest};
 use super::steer;
 use super::{BURST, Vid};
 use crate::capture::{self, Direction, Taps};
@@ -275,7 +275,8 @@ impl Forwarder {
                     if let Some(place) = queues.ring(queue)
                         && let Some(ring) = place.lock().as_mut()
                     {
-                        self.fill_guest(ring, counters, list, frames, &mut outcomes);
+                        let accepts = accepts(ring, port.offloads);
+                        self.fill_guest(ring, accepts, counters, list, frames, &mut outcomes);
                     }
                 }
                 #[cfg(feature = "dpdk")]
@@ -318,12 +319,12 @@ impl Forwarder {
     fn fill_guest<F: Frames>(
         &mut self,
         ring: &mut RxRing,
+        accepts: Accepts,
         counters: &PortCounters,
         list: &List,
         frames: &F,
         outcomes: &mut Outcomes,
     ) {
-        let accepts = accepts(ring);
         let mut burst = match ring.begin(list.len()) {
             Ok(burst) => burst,
             Err(_) => return outcomes.fill(Outcome::dropped(OutputDrop::RingBroken)),
@@ -367,9 +368,7 @@ impl Forwarder {
         }
         let offload = self.offload(usize::from(filed.frame));
         self.finisher
-            .deliver(&frame, filed.edit, &offload, accepts, |h, parts, tail| {
-                burst.put(h, parts, tail).map_err(OutputDrop::from)
-            })
+            .deliver_to(&frame, filed.edit, &offload, accepts, &mut ToGuest(burst))
     }
 
     /// Shows those who capture a frame that came in.
@@ -427,7 +426,7 @@ impl Forwarder {
 }
 
 /// The header of a frame that leaves nothing to anybody.
-const PLAIN: VirtioNetHdr = VirtioNetHdr {
+pub const PLAIN: VirtioNetHdr = VirtioNetHdr {
     flags: 0,
     gso_type: VirtioNetHdr::GSO_NONE,
     hdr_len: 0,
@@ -494,7 +493,8 @@ impl From<RxError> for OutputDrop {
     }
 }
 
-fn accepts(ring: &RxRing) -> Accepts {
+/// What the guest negotiated, as far as its port lets it have that.
+fn accepts(ring: &RxRing, offloads: Accepts) -> Accepts {
     let RxFeatures {
         csum,
         tso4,
@@ -503,9 +503,9 @@ fn accepts(ring: &RxRing) -> Accepts {
         ..
     } = ring.accepts();
     Accepts {
-        csum,
-        tso4,
-        tso6,
-        ecn,
+        csum: csum && offloads.csum,
+        tso4: tso4 && offloads.tso4,
+        tso6: tso6 && offloads.tso6,
+        ecn: ecn && offloads.ecn,
     }
 }
