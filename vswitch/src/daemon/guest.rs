@@ -216,6 +216,9 @@ pub struct GuestPort {
     facts: Arc<Mutex<Facts>>,
     wire: Wire,
     session: Option<Session>,
+    /// The last front-end left without taking any feature. QEMU does that if its guest uses one that is no longer offered,
+    /// so to the next one all offloads are offered, whatever the switches say; what is delivered they still decide.
+    put_off: bool,
     next_try: Instant,
     pause: Duration,
 }
@@ -243,6 +246,7 @@ impl GuestPort {
             facts: Arc::new(Mutex::new(facts)),
             wire: Wire::Closed,
             session: None,
+            put_off: false,
             next_try: Instant::now(),
             pause: PAUSE_MIN,
         }
@@ -350,7 +354,7 @@ impl GuestPort {
                 PAUSE_MIN
             };
             self.next_try = Instant::now() + self.pause;
-            session.end();
+            self.part_from(session);
             let mut facts = self.facts.lock();
             facts.last_end = Some(how.into());
             facts.since = SystemTime::now();
@@ -359,10 +363,25 @@ impl GuestPort {
         }
     }
 
+    /// After a session that ended by itself.
+    fn part_from(&mut self, session: Session) {
+        session.end();
+        let mut facts = self.facts.lock();
+        self.put_off = facts.virtio == 0;
+        let Offload { checksum, tso } = self.config.offload;
+        if self.put_off && !(checksum && tso) {
+            let what = "it took none of the features on offer; the next front-end is offered every offload";
+            facts.log(&self.name, what);
+        }
+    }
+
     fn start(&mut self, stream: UnixStream, workers: &Arc<Workers>, shared: &Arc<Shared>) {
         if let Some(over) = self.session.take() {
-            over.end();
+            self.part_from(over);
         }
+        let mut facts = self.facts.lock();
+        (facts.virtio, facts.protocol) = (0, 0);
+        drop(facts);
         match self.spawn(stream, workers, shared) {
             Ok(session) => {
                 let mut facts = self.facts.lock();
@@ -434,8 +453,8 @@ impl GuestPort {
             indirect: self.config.indirect,
             event_idx: self.config.event_idx,
             packed: self.config.packed,
-            checksum: self.config.offload.checksum,
-            tso: self.config.offload.tso,
+            checksum: self.config.offload.checksum || self.put_off,
+            tso: self.config.offload.tso || self.put_off,
             multiqueue: self.config.queue_pairs > 1,
             mtu: true,
         })
