@@ -145,10 +145,12 @@ fn a_port_taken_down_is_silent(dir: &RunDir) -> Result<()> {
     let mut net = Net::new(dir, THREE, 3)?;
     net.introduce()?;
     let set = |net: &Net<'_>, link| {
-        let name = "vm3".into();
-        net.switch
-            .call::<methods::PortSet>(&PortSetParams { name, link })
-            .map(drop)
+        let params = PortSetParams {
+            name: "vm3".into(),
+            link: Some(link),
+            ..PortSetParams::default()
+        };
+        net.switch.call::<methods::PortSet>(&params).map(drop)
     };
     set(&net, AdminLink::Down)?;
     check!(

@@ -1,13 +1,16 @@
 //! Every sender's offloads against every receiver's: {none, checksums, checksums and TSO} by {merging, not merging}.
 //!
 //! Six senders and six receivers sit on one bridge, so that each run of the switch tries all 36 pairs, once without
-//! VLANs, once with a tag to be pushed and once with a tag to be popped. What must arrive is built anew with the
-//! receiver's tag and compared: byte for byte with the header, where the receiver takes what the sender left undone,
-//! else complete frames, or segments that make up the train.
+//! VLANs, once with a tag to be pushed and once with a tag to be popped; and once with receivers that all negotiated
+//! everything, and whose ports are switched while they are there. What must arrive is built anew with the receiver's tag
+//! and compared: byte for byte with the header, where the receiver takes what the sender left undone, else complete
+//! frames, or segments that make up the train.
 
+use vswitch_api::rpc::{PortSetParams, methods};
 use vswitch_simguest::driver::Shape;
 use vswitch_simguest::features::virtio::{
     CSUM, GUEST_CSUM, GUEST_ECN, GUEST_TSO4, GUEST_TSO6, HOST_ECN, HOST_TSO4, HOST_TSO6, MRG_RXBUF,
+    OFFLOADS,
 };
 use vswitch_simguest::frames::{
     Eth, Ip, Tcp, tcp, tcp_gso, tcp_partial, udp, udp_partial, verify, verify_train,
@@ -17,7 +20,7 @@ use vswitch_tests::{Error, Result, RunDir, cases, check};
 
 use crate::setup::{Net, hex, mac, numbered_on, port};
 
-cases!("offload_matrix": without_vlans, pushing_a_tag, popping_a_tag);
+cases!("offload_matrix": without_vlans, pushing_a_tag, popping_a_tag, switched_while_connected);
 
 pub(crate) const SENDERS: u8 = 6;
 pub(crate) const ALL: u8 = 12;
@@ -112,6 +115,23 @@ pub(crate) const SAMPLES: &[Sample] = &[
         done: tcp,
         sizes: &[600, 5_360, 30_001],
     },
+    Sample {
+        what: "TCP train of odd segments",
+        level: 2,
+        mss: 537,
+        left: tcp_gso,
+        done: tcp,
+        sizes: &[538, 5_370, 20_003],
+    },
+    // The first segments are within the part of a frame that is copied out and looked at.
+    Sample {
+        what: "TCP train of 61",
+        level: 2,
+        mss: 61,
+        left: tcp_gso,
+        done: tcp,
+        sizes: &[62, 125, 1_000],
+    },
 ];
 
 pub(crate) fn families() -> [Ip; 2] {
@@ -143,6 +163,25 @@ fn popping_a_tag(dir: &RunDir) -> Result<()> {
     )
 }
 
+/// Receivers that negotiated everything get what their ports' switches let them have.
+fn switched_while_connected(dir: &RunDir) -> Result<()> {
+    let mut net = start(dir, "", "", |n, builder| match n {
+        1..=SENDERS => with_offloads(n, builder),
+        _ => with_offloads(n, builder).with(OFFLOADS),
+    })?;
+    for n in SENDERS + 1..=ALL {
+        let (level, _) = kind(n);
+        let params = PortSetParams {
+            name: port(n),
+            checksum: Some(level > 0),
+            tso: Some(level > 1),
+            ..PortSetParams::default()
+        };
+        net.switch.call::<methods::PortSet>(&params)?;
+    }
+    try_all(&mut net, None, None)
+}
+
 fn matrix(
     dir: &RunDir,
     senders: &str,
@@ -150,6 +189,16 @@ fn matrix(
     sent_tag: Option<u16>,
     got_tag: Option<u16>,
 ) -> Result<()> {
+    let mut net = start(dir, senders, receivers, with_offloads)?;
+    try_all(&mut net, sent_tag, got_tag)
+}
+
+fn start<'d>(
+    dir: &'d RunDir,
+    senders: &str,
+    receivers: &str,
+    build: impl Fn(u8, Builder) -> Builder,
+) -> Result<Net<'d>> {
     let mut config = "bridges: { br0: { } }\nports:\n".to_owned();
     for n in 1..=ALL {
         let vlan = if n <= SENDERS { senders } else { receivers };
@@ -157,7 +206,10 @@ fn matrix(
             "  vm{n}: {{ {vlan}vhost-user: {{ socket: $RUN/vm{n}.sock }} }}\n"
         ));
     }
-    let mut net = Net::with(dir, &config, ALL, with_offloads)?;
+    Net::with(dir, &config, ALL, build)
+}
+
+fn try_all(net: &mut Net<'_>, sent_tag: Option<u16>, got_tag: Option<u16>) -> Result<()> {
     for n in SENDERS + 1..=ALL {
         let eth = tagged(Eth::new([0xff; 6], mac(n)), got_tag);
         net.send(n, &numbered_on(&eth, 0))?;
@@ -172,7 +224,7 @@ fn matrix(
             let sent = tagged(Eth::new(mac(to), mac(from)), sent_tag);
             let got = tagged(Eth::new(mac(to), mac(from)), got_tag);
             for sample in SAMPLES.iter().filter(|s| s.level <= kind(from).0) {
-                tried += exchange(&mut net, (from, to), sample, &sent, &got)?;
+                tried += exchange(net, (from, to), sample, &sent, &got)?;
             }
         }
     }
@@ -199,6 +251,7 @@ fn exchange(
         Shape::joined(),
         Shape::separate(),
         Shape::cuts(&[3, 9, 54]).then_every(4096),
+        Shape::cuts(&[101, 333]).then_every(777),
     ];
     let mut tried = 0;
     for ip in families() {
@@ -206,7 +259,8 @@ fn exchange(
             let payload = payload(*size);
             let header = header(from, to, i % 2 == 1);
             let (hdr, frame) = (sample.left)(sent, &ip, &header, &payload, sample.mss);
-            net.vm(from).send_shaped(&hdr, &frame, &shapes[i % 3])?;
+            net.vm(from)
+                .send_shaped(&hdr, &frame, &shapes[(i + tried as usize) % 4])?;
             net.drain(from)?;
             let frames = net.received(to)?;
             let left = (sample.left)(got, &ip, &header, &payload, sample.mss);

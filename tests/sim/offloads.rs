@@ -1,5 +1,6 @@
 //! Offload requests that must be refused, features that differ in the small print, and frames that only look special.
 
+use vswitch_api::rpc::{PortSetParams, code, methods};
 use vswitch_simguest::driver::Shape;
 use vswitch_simguest::features::virtio::{
     self, CSUM, GUEST_CSUM, GUEST_ECN, GUEST_TSO4, GUEST_TSO6, OFFLOADS,
@@ -10,7 +11,7 @@ use vswitch_simguest::frames::{
 use vswitch_simguest::{Builder, VirtioNetHdr};
 use vswitch_tests::{Error, Result, RunDir, cases, check};
 
-use crate::setup::{Net, THREE, dropped, hex, mac, numbered};
+use crate::setup::{Net, SOON, THREE, builder, dropped, hex, mac, numbered};
 
 cases!("offloads":
     requests_that_contradict_the_frame_are_dropped,
@@ -18,6 +19,7 @@ cases!("offloads":
     a_train_with_congestion_marks,
     a_receiver_of_one_family_only,
     switched_off_means_not_offered,
+    a_switch_counts_at_once_for_what_is_delivered,
     a_claim_of_validity_is_not_passed_on,
 );
 
@@ -337,6 +339,131 @@ ports:
     net.reaches(1, &numbered(mac(3), mac(1), 1), &[3])?;
     net.reaches(3, &numbered(mac(2), mac(3), 2), &[2])?;
     net.close_books()
+}
+
+/// How guest 2 gets a train of 4500 bytes, segments of 1000: as how many frames, and whether they lack their checksums.
+fn as_delivered(net: &mut Net<'_>) -> Result<(usize, bool)> {
+    let (hdr, frame) = train(&v4(), ACK, 4500);
+    net.vm(1).send_shaped(&hdr, &frame, &Shape::separate())?;
+    net.drain(1)?;
+    let got: Vec<_> = net.received(2)?;
+    let got: Vec<_> = got.into_iter().map(|f| (f.header, f.bytes)).collect();
+    verify_train(&frame, 1000, &got).map_err(|e| Error::Failed(e.to_string()))?;
+    let partial = |h: &VirtioNetHdr| h.flags & VirtioNetHdr::F_NEEDS_CSUM != 0;
+    let left = got.iter().filter(|(header, _)| partial(header)).count();
+    check!(
+        left == 0 || left == got.len(),
+        "{left} of {} frames lack their checksums",
+        got.len()
+    );
+    Ok((got.len(), left > 0))
+}
+
+fn a_switch_counts_at_once_for_what_is_delivered(dir: &RunDir) -> Result<()> {
+    let mut net = Net::with(dir, THREE, 2, all)?;
+    net.introduce()?;
+    let set = |net: &Net<'_>, checksum, tso| {
+        net.switch.call::<methods::PortSet>(&PortSetParams {
+            name: "vm2".into(),
+            checksum,
+            tso,
+            ..PortSetParams::default()
+        })
+    };
+    // Delivered as, and shown as delivered, offered and connected.
+    let expect = |net: &mut Net<'_>, what: &str, delivered, names: &[&str], tso, connections| {
+        let seen = as_delivered(net)?;
+        check!(seen == delivered, "{what}: delivered as {seen:?}");
+        let vhost = net.switch.port("vm2")?.vhost;
+        let vhost = vhost.ok_or_else(|| Error::Failed("vm2 is no guest's".into()))?;
+        check!(
+            vhost.delivered_offloads == names,
+            "{what}: shown as delivered: {:?}",
+            vhost.delivered_offloads
+        );
+        let offered = vhost.offered.iter().any(|name| name == "guest-tso4");
+        check!(offered == tso, "{what}: offered are {:?}", vhost.offered);
+        check!(
+            vhost.connections == connections,
+            "{what}: connected {} times",
+            vhost.connections
+        );
+        Ok(())
+    };
+    let everything = ["checksum", "tso4", "tso6", "ecn"];
+    expect(&mut net, "at first", (1, true), &everything, true, 1)?;
+    set(&net, None, Some(false))?;
+    expect(&mut net, "no TSO", (5, true), &["checksum"], true, 1)?;
+    set(&net, Some(false), None)?;
+    expect(&mut net, "no checksums", (5, false), &[], true, 1)?;
+    let refused = set(&net, None, Some(true));
+    check!(
+        matches!(&refused, Err(Error::Refused { error, .. }) if error.code == code::INVALID_PARAMS),
+        "TSO without checksums: {refused:?}"
+    );
+    expect(&mut net, "refused", (5, false), &[], true, 1)?;
+    set(&net, Some(true), Some(true))?;
+    expect(&mut net, "on again", (1, true), &everything, true, 1)?;
+
+    // The same by the file. What it does not change stays as `port.set` left it.
+    let without = THREE.replace("vm2.sock", "vm2.sock, offload: { tso: false }");
+    let reload = |net: &Net<'_>, config: &str, count: usize| {
+        net.switch.write_config(config)?;
+        net.switch.reload()?;
+        net.switch.until("the file to be applied", SOON, || {
+            let vhost = net.switch.port("vm2")?.vhost;
+            let now = vhost.map_or(0, |v| v.delivered_offloads.len());
+            check!(now == count, "{now} offloads are delivered");
+            Ok(())
+        })
+    };
+    reload(&net, &without, 1)?;
+    expect(
+        &mut net,
+        "off in the file",
+        (5, true),
+        &["checksum"],
+        true,
+        1,
+    )?;
+
+    // Connecting again, a guest that uses what is no longer offered is refused by its front-end. The next time it is
+    // offered all again, and what is delivered is still what the file says.
+    let lost = net.vm(2).reconnect();
+    check!(
+        lost.is_err(),
+        "guest 2 was offered what its port has switched off"
+    );
+    net.vm(2).reconnect()?;
+    net.switch.wait_up("vm2", SOON)?;
+    expect(
+        &mut net,
+        "connected again",
+        (5, true),
+        &["checksum"],
+        true,
+        3,
+    )?;
+
+    // A new guest is offered what the file says, and keeps that.
+    net.vm(2).disconnect()?;
+    net.guests[1] = all(2, builder(dir, 2)).start()?;
+    net.switch.wait_up("vm2", SOON)?;
+    expect(&mut net, "a new guest", (5, true), &["checksum"], false, 4)?;
+    reload(&net, THREE, 1)?;
+    expect(
+        &mut net,
+        "on in the file",
+        (5, true),
+        &["checksum"],
+        false,
+        4,
+    )?;
+    net.vm(2).disconnect()?;
+    net.guests[1] = all(2, builder(dir, 2)).start()?;
+    net.switch.wait_up("vm2", SOON)?;
+    expect(&mut net, "and a new guest", (1, true), &everything, true, 5)?;
+    net.switch.accounted().map(drop)
 }
 
 fn a_claim_of_validity_is_not_passed_on(dir: &RunDir) -> Result<()> {

@@ -20,6 +20,7 @@ mod guard;
 mod hint;
 mod mapping;
 mod piece;
+mod sum;
 mod table;
 
 pub use guard::{MAX_MAPPINGS, install_sigbus_guard, poison_epoch};
@@ -32,4 +33,5 @@ pub use table::{
 pub(crate) use copy::copy_short;
 pub(crate) use hint::{LINE, prefetch_read, prefetch_write};
 pub(crate) use piece::Span;
+pub(crate) use sum::copy_summing;
 pub(crate) use table::{Unmapped, Window};

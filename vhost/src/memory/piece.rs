@@ -3,7 +3,9 @@
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
-use super::{LINE, copy_short, prefetch_read, prefetch_write};
+use vswitch_packet::Sum;
+
+use super::{LINE, copy_short, copy_summing, prefetch_read, prefetch_write};
 
 /// Up to so many bytes are copied without a call.
 const SHORT: usize = 256;
@@ -142,6 +144,20 @@ impl Span {
         // SAFETY: both ranges are mapped; `copy` allows that they overlap, which two guests' pieces never do but one
         // guest's may.
         unsafe { ptr::copy(from.span.as_ptr(), self.ptr.as_ptr(), count) };
+        count
+    }
+
+    /// As [`copy_from`](Self::copy_from), and adds to `sum` what was written. Ranges that overlap get other bytes than a
+    /// copy's, and still their sum.
+    ///
+    /// # Safety
+    ///
+    /// Both ranges are still mapped.
+    #[inline]
+    pub(crate) unsafe fn copy_summing(self, from: Piece<'_>, sum: &mut Sum) -> usize {
+        let count = self.len.min(from.len());
+        // SAFETY: both ranges are mapped, by the caller's word.
+        unsafe { copy_summing(from.span.as_ptr(), self.ptr.as_ptr(), count, sum) };
         count
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use vswitch_packet::VirtioNetHdr;
+use vswitch_packet::{Sum, VirtioNetHdr};
 
 use super::core::Setup;
 use super::packed::PackedRing;
@@ -54,6 +54,20 @@ pub trait Sink {
         header: &VirtioNetHdr,
         parts: &[&[u8]],
         tail: Pieces<'_>,
+    ) -> Result<(), RxError>;
+
+    /// See [`RxBurst::put_summed`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn put_summed(
+        &mut self,
+        header: &VirtioNetHdr,
+        head: &mut [u8],
+        tail: Pieces<'_>,
+        sum: Sum,
+        finish: impl FnOnce(&mut [u8], Sum),
     ) -> Result<(), RxError>;
 
     /// See [`RxBurst::is_full`].
@@ -259,6 +273,24 @@ impl RxBurst<'_> {
     #[inline(always)]
     pub fn put_plain(&mut self, head: &[u8], tail: Pieces<'_>) -> Result<(), RxError> {
         each!(Burst, &mut self.0, burst => burst.put_plain(head, tail))
+    }
+
+    /// Delivers one frame, `head` and then `tail`, whose checksum is completed on the way: the bytes of the tail are added
+    /// to `sum` as they are written, `finish` puts the sum into the head, and the head is written last. The tail is read
+    /// once, so the sum is that of what the guest finds.
+    ///
+    /// # Errors
+    ///
+    /// As for [`put`](Self::put).
+    pub fn put_summed(
+        &mut self,
+        header: &VirtioNetHdr,
+        head: &mut [u8],
+        tail: Pieces<'_>,
+        sum: Sum,
+        finish: impl FnOnce(&mut [u8], Sum),
+    ) -> Result<(), RxError> {
+        each!(Burst, &mut self.0, burst => burst.put_summed(header, head, tail, sum, finish))
     }
 
     /// Whether the guest has no buffer left: then nothing fits, however small, and preparing a frame is in vain.

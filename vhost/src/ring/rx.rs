@@ -4,7 +4,7 @@
 //! other first collects as many buffers as it needs, so that the header can say how many, and is then written once, front
 //! to back. Whether the guest sees it at once or with the rest of its burst is decided by [`Filling::finish`].
 
-use vswitch_packet::VirtioNetHdr;
+use vswitch_packet::{Sum, VirtioNetHdr};
 
 use super::ahead::{Ready, STEP};
 use super::chain::{Direction, Spans};
@@ -198,6 +198,19 @@ impl<L: Layout> Receive<L> {
             at = core.ring.advance(at, entries);
         }
     }
+
+    /// Gives the collected chains back with the `needed` bytes that were written to them.
+    #[inline]
+    fn return_collected(&mut self, needed: usize) {
+        self.core.ahead.skip(self.chains.len());
+        let mut left = needed;
+        for chain in &self.chains {
+            let used = left.min(chain.room);
+            left -= used;
+            // As in `put`.
+            self.core.give_back(chain.id, chain.entries, used as u32);
+        }
+    }
 }
 
 #[inline]
@@ -215,7 +228,7 @@ impl<L> std::fmt::Debug for Receive<L> {
 }
 
 /// Frames delivered together.
-pub(super) struct Filling<'r, L> {
+pub(super) struct Filling<'r, L: Layout> {
     ring: &'r mut Receive<L>,
     /// Buffers used of those resolved ahead. Kept here, and so in a register, until something else has to know.
     taken: usize,
@@ -308,6 +321,17 @@ impl<L: Layout> Sink for Filling<'_, L> {
         }
     }
 
+    fn put_summed(
+        &mut self,
+        header: &VirtioNetHdr,
+        head: &mut [u8],
+        tail: Pieces<'_>,
+        sum: Sum,
+        finish: impl FnOnce(&mut [u8], Sum),
+    ) -> Result<(), RxError> {
+        self.sum_and_put(header, head, tail, sum, finish)
+    }
+
     /// See [`RxBurst::is_full`](super::RxBurst::is_full).
     #[inline]
     fn is_full(&mut self) -> bool {
@@ -379,10 +403,7 @@ fn put_merged<L: Layout>(
     ring.collect(needed, effort)?;
     // At most MAX_CHAINS.
     let header = with_buffers(header, ring.chains.len() as u16);
-    let mut writer = Writer {
-        spans: ring.spans.as_slice().iter(),
-        room: None,
-    };
+    let mut writer = Writer::new(ring.spans.as_slice());
     // SAFETY: the spans were resolved in the memory that the ring holds; `tail` is mapped for its lifetime.
     unsafe {
         writer.write(&header[..ring.core.header_len]);
@@ -393,14 +414,7 @@ fn put_merged<L: Layout>(
             writer.copy(piece);
         }
     }
-    ring.core.ahead.skip(ring.chains.len());
-    let mut left = needed;
-    for chain in &ring.chains {
-        let used = left.min(chain.room);
-        left -= used;
-        // As in `put`.
-        ring.core.give_back(chain.id, chain.entries, used as u32);
-    }
+    ring.return_collected(needed);
     Ok(())
 }
 
@@ -465,7 +479,25 @@ struct Writer<'a> {
     room: Option<Span>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    #[inline]
+    fn new(spans: &'a [Span]) -> Self {
+        Self {
+            spans: spans.iter(),
+            room: None,
+        }
+    }
+
+    /// Leaves the next `count` bytes as they are.
+    #[inline]
+    fn skip(&mut self, mut count: usize) {
+        while count > 0 {
+            let Some(span) = self.room() else { return };
+            self.room = Some(span.skip(count));
+            count -= count.min(span.len());
+        }
+    }
+
     #[inline]
     fn room(&mut self) -> Option<Span> {
         match self.room {
@@ -502,7 +534,24 @@ impl Writer<'_> {
             self.room = Some(span.skip(count));
         }
     }
+
+    /// # Safety
+    ///
+    /// The spans are mapped.
+    #[inline]
+    unsafe fn copy_summing(&mut self, piece: Piece<'_>, sum: &mut Sum) {
+        let mut done = 0;
+        while done < piece.len() {
+            let Some(span) = self.room() else { return };
+            // SAFETY: mapped, by the caller's word, and the piece by its lifetime.
+            let count = unsafe { span.copy_summing(piece.tail(done), sum) };
+            done += count;
+            self.room = Some(span.skip(count));
+        }
+    }
 }
+
+mod summed;
 
 #[cfg(test)]
 mod tests;

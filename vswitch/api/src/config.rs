@@ -350,6 +350,16 @@ pub enum PortKind {
     Dpdk(DpdkPort),
 }
 
+impl PortKind {
+    /// The offloads of a guest's port.
+    pub fn offload(&self) -> Option<Offload> {
+        match self {
+            Self::VhostUser(vhost_user) => Some(vhost_user.offload),
+            Self::Dpdk(_) => None,
+        }
+    }
+}
+
 /// A port as the file writes it; [`Port`] is the same without the combinations that mean nothing.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, rename = "port")]
@@ -529,7 +539,8 @@ pub struct VhostUser {
     /// Access bits of the socket, for `mode: server`. Default `"0660"`.
     #[serde(default)]
     pub permissions: Permissions,
-    /// Which work guests may leave to each other and to the switch.
+    /// Which work guests may leave to each other and to the switch. A change counts at once for what is delivered, and
+    /// from the guest's next connection on for what it is offered.
     #[serde(default)]
     pub offload: Offload,
     /// Offer receive buffers that merge (VIRTIO_NET_F_MRG_RXBUF). Default yes.

@@ -61,10 +61,16 @@ impl Sum {
     /// Adds the next bytes.
     #[inline]
     pub fn add(&mut self, bytes: &[u8]) {
-        let piece = fold(raw_sum(bytes));
+        self.add_words(raw_sum(bytes));
+        self.odd ^= bytes.len() % 2 == 1;
+    }
+
+    /// Adds an even number of bytes that were added up elsewhere, as little-endian words of 16 or 32 bits.
+    #[inline]
+    pub fn add_words(&mut self, words: u64) {
+        let piece = fold(words);
         let piece = if self.odd { piece.swap_bytes() } else { piece };
         self.words = u64::from(fold(self.words + u64::from(piece)));
-        self.odd ^= bytes.len() % 2 == 1;
     }
 
     /// The sum, not complemented: what the field of an unfinished checksum holds.
@@ -217,6 +223,18 @@ mod tests {
                 sum.add(&bytes[cut[0]..cut[1]]);
             }
             prop_assert_eq!(sum.to_field(), naive_sum(&bytes));
+        }
+
+        #[test]
+        fn words_added_up_elsewhere_are_their_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300), words in prop::collection::vec(any::<u32>(), 0..300)) {
+            let mut sum = Sum::new();
+            sum.add(&bytes);
+            sum.add_words(words.iter().map(|word| u64::from(*word)).sum());
+            let all = words.iter().fold(bytes, |mut all, word| {
+                all.extend(word.to_le_bytes());
+                all
+            });
+            prop_assert_eq!(sum.to_field(), naive_sum(&all));
         }
 
         #[test]

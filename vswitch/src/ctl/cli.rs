@@ -122,6 +122,16 @@ pub enum SetWhat {
         /// up or down
         wish: LinkWish,
     },
+    /// Deliver frames without their checksums to a guest that takes them, or do not
+    Checksum {
+        /// on or off
+        wish: Switch,
+    },
+    /// Deliver large TCP frames to a guest that takes them, or cut them
+    Tso {
+        /// on or off
+        wish: Switch,
+    },
 }
 
 /// What a link is to be.
@@ -131,6 +141,15 @@ pub enum LinkWish {
     Up,
     /// Nothing passes
     Down,
+}
+
+/// What a switch is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Do it
+    On,
+    /// Leave it
+    Off,
 }
 
 /// A new port.

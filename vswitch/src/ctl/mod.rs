@@ -16,7 +16,7 @@ use serde::Serialize;
 use vswitch_api::config::{self, ConfigErrors};
 use vswitch_api::rpc::{self, Method, methods};
 
-use cli::{Cli, Command, ConfigCommand, FdbCommand, LinkWish, PortCommand, SetWhat};
+use cli::{Cli, Command, ConfigCommand, FdbCommand, PortCommand};
 use client::Client;
 use text::Paint;
 
@@ -202,23 +202,10 @@ impl Asker<'_> {
                 let params = rpc::PortName { name: name.clone() };
                 self.ask::<methods::PortRemove>(&params, |_| format!("port {name} is gone"))
             }
-            PortCommand::Set {
-                name,
-                what: SetWhat::Link { wish },
-            } => {
-                let link = match wish {
-                    LinkWish::Up => config::AdminLink::Up,
-                    LinkWish::Down => config::AdminLink::Down,
-                };
-                let params = rpc::PortSetParams {
-                    name: name.clone(),
-                    link,
-                };
+            PortCommand::Set { name, what } => {
+                let params = port::to_set(name, what);
                 self.ask::<methods::PortSet>(&params, |port| {
-                    format!(
-                        "port {name}: link {}",
-                        show::link(&port.link, now(), self.paint)
-                    )
+                    port::was_set(port, what, now(), self.paint)
                 })
             }
             PortCommand::Show {

@@ -1,9 +1,9 @@
 //! `vswitchctl port`.
 
 use vswitch_api::config::{self, AdminLink, DpdkPort, Port, PortKind, SocketMode, VhostUser, Vlan};
-use vswitch_api::rpc::{Origin, PortAddParams, PortAdded, PortDetail};
+use vswitch_api::rpc::{Origin, PortAddParams, PortAdded, PortDetail, PortSetParams, PortStatus};
 
-use super::cli::{Part, PortAddOptions};
+use super::cli::{LinkWish, Part, PortAddOptions, SetWhat, Switch};
 use super::text::{Paint, grouped, scaled};
 use super::{CtlError, input, show};
 
@@ -68,6 +68,48 @@ fn vhost_user(mut port: VhostUser, options: &PortAddOptions) -> VhostUser {
     port.owner.clone_from(&options.owner);
     port.offload.tso = !options.no_tso;
     port
+}
+
+/// The change that the command line describes.
+pub(super) fn to_set(name: &str, what: &SetWhat) -> PortSetParams {
+    let mut params = PortSetParams {
+        name: name.into(),
+        ..PortSetParams::default()
+    };
+    match what {
+        SetWhat::Link { wish } => {
+            params.link = Some(match wish {
+                LinkWish::Up => AdminLink::Up,
+                LinkWish::Down => AdminLink::Down,
+            });
+        }
+        SetWhat::Checksum { wish } => params.checksum = Some(*wish == Switch::On),
+        SetWhat::Tso { wish } => params.tso = Some(*wish == Switch::On),
+    }
+    params
+}
+
+/// What to say about a port that was changed.
+pub(super) fn was_set(port: &PortStatus, what: &SetWhat, now: u64, paint: Paint) -> String {
+    let name = &port.name;
+    match (what, &port.vhost) {
+        (SetWhat::Checksum { .. } | SetWhat::Tso { .. }, Some(vhost)) if vhost.peer_connected => {
+            let delivered = match vhost.delivered_offloads.as_slice() {
+                [] => "none".into(),
+                list => list.join(" "),
+            };
+            format!(
+                "port {name}: offloads delivered now: {delivered}\n\
+                 What the guest is offered, and so what it sends, changes when it connects again.\n"
+            )
+        }
+        (SetWhat::Checksum { .. } | SetWhat::Tso { .. }, _) => {
+            format!("port {name}: offered like this to the next guest\n")
+        }
+        (SetWhat::Link { .. }, _) => {
+            format!("port {name}: link {}", show::link(&port.link, now, paint))
+        }
+    }
 }
 
 /// What to say about a port that was added.

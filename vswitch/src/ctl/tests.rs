@@ -315,6 +315,16 @@ fn requests_say_what_was_asked() {
             json!({"name": "vm1", "link": "down"}),
         ),
         (
+            "port set vm1 tso off",
+            "port.set",
+            json!({"name": "vm1", "tso": false}),
+        ),
+        (
+            "port set vm1 checksum on",
+            "port.set",
+            json!({"name": "vm1", "checksum": true}),
+        ),
+        (
             "fdb del 52:54:00:00:00:01 --vlan 7",
             "fdb.del",
             json!({"mac": "52:54:00:00:00:01", "vlan": 7}),

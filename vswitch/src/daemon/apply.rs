@@ -185,9 +185,15 @@ impl Switch {
                 bridge.fdb.retain(|e| e.port != at);
             }
         }
+        let offload = wanted.kind.offload();
+        let switched = offload.filter(|_| offload != port.config.kind.offload());
         port.config = wanted.clone();
         if let Some(guest) = port.guest_mut() {
             guest.set_mtu(mtu_of(new, wanted));
+            // As with the link: what `port set` did stays until the file says something new.
+            if let Some(offload) = switched {
+                guest.set_offload(offload);
+            }
         }
         if relink && let Err(error) = self.set_link(name, wanted.link, watch) {
             tracing::error!(port = name, %error, "the port could not be opened again");

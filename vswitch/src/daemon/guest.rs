@@ -22,7 +22,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vswitch_api::config::{SocketMode, VhostUser};
+use vswitch_api::config::{Offload, SocketMode, VhostUser};
+use vswitch_packet::Accepts;
 use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features};
 
 use super::log::Budget;
@@ -182,6 +183,8 @@ pub struct SessionId(u64);
 
 struct Session {
     id: SessionId,
+    /// Virtio features that its guest is offered.
+    offered: u64,
     begun: Instant,
     stream: UnixStream,
     thread: JoinHandle<()>,
@@ -213,6 +216,9 @@ pub struct GuestPort {
     facts: Arc<Mutex<Facts>>,
     wire: Wire,
     session: Option<Session>,
+    /// The last front-end left without taking any feature. QEMU does that if its guest uses one that is no longer offered,
+    /// so to the next one all offloads are offered, whatever the switches say; what is delivered they still decide.
+    put_off: bool,
     next_try: Instant,
     pause: Duration,
 }
@@ -240,6 +246,7 @@ impl GuestPort {
             facts: Arc::new(Mutex::new(facts)),
             wire: Wire::Closed,
             session: None,
+            put_off: false,
             next_try: Instant::now(),
             pause: PAUSE_MIN,
         }
@@ -248,6 +255,24 @@ impl GuestPort {
     /// Sessions from now on accept this MTU from their front-end.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.mtu = mtu;
+    }
+
+    /// Changes which offloads are made use of, from the next snapshot on, and which are offered, from the next session
+    /// on: what a guest was offered it keeps until then.
+    pub fn set_offload(&mut self, offload: Offload) {
+        self.config.offload = offload;
+    }
+
+    /// What may be left to the guest, if it negotiated it.
+    pub fn may_leave(&self) -> Accepts {
+        let Offload { checksum, tso } = self.config.offload;
+        let tso = checksum && tso;
+        Accepts {
+            csum: checksum,
+            tso4: tso,
+            tso6: tso,
+            ecn: tso,
+        }
     }
 
     /// Starts to listen, or to try to connect.
@@ -329,7 +354,7 @@ impl GuestPort {
                 PAUSE_MIN
             };
             self.next_try = Instant::now() + self.pause;
-            session.end();
+            self.part_from(session);
             let mut facts = self.facts.lock();
             facts.last_end = Some(how.into());
             facts.since = SystemTime::now();
@@ -338,10 +363,25 @@ impl GuestPort {
         }
     }
 
+    /// After a session that ended by itself.
+    fn part_from(&mut self, session: Session) {
+        session.end();
+        let mut facts = self.facts.lock();
+        self.put_off = facts.virtio == 0;
+        let Offload { checksum, tso } = self.config.offload;
+        if self.put_off && !(checksum && tso) {
+            let what = "it took none of the features on offer; the next front-end is offered every offload";
+            facts.log(&self.name, what);
+        }
+    }
+
     fn start(&mut self, stream: UnixStream, workers: &Arc<Workers>, shared: &Arc<Shared>) {
         if let Some(over) = self.session.take() {
-            over.end();
+            self.part_from(over);
         }
+        let mut facts = self.facts.lock();
+        (facts.virtio, facts.protocol) = (0, 0);
+        drop(facts);
         match self.spawn(stream, workers, shared) {
             Ok(session) => {
                 let mut facts = self.facts.lock();
@@ -368,6 +408,7 @@ impl GuestPort {
             name: Arc::clone(&self.name),
         };
         let config = self.session_config();
+        let offered = config.features;
         let (theirs, shared, at) = (stream.try_clone()?, Arc::clone(shared), self.at);
         // A front-end that asks and never reads the answers must not keep the session from its rings.
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
@@ -384,6 +425,7 @@ impl GuestPort {
         let begun = Instant::now();
         Ok(Session {
             id,
+            offered,
             begun,
             stream,
             thread,
@@ -394,20 +436,25 @@ impl GuestPort {
         SessionConfig {
             queue_pairs: self.config.queue_pairs,
             ring_size_max: self.config.ring_size,
-            features: self.offered(),
+            features: self.to_offer(),
             mtu: Some(self.mtu),
         }
     }
 
-    /// Virtio features offered to a guest that connects now.
+    /// Virtio features offered to the guest that is there, or to one that connects now.
     pub fn offered(&self) -> u64 {
+        let session = self.session.as_ref().filter(|s| !s.is_over());
+        session.map_or_else(|| self.to_offer(), |s| s.offered)
+    }
+
+    fn to_offer(&self) -> u64 {
         features::offered(features::Switches {
             mergeable: self.config.mergeable,
             indirect: self.config.indirect,
             event_idx: self.config.event_idx,
             packed: self.config.packed,
-            checksum: self.config.offload.checksum,
-            tso: self.config.offload.tso,
+            checksum: self.config.offload.checksum || self.put_off,
+            tso: self.config.offload.tso || self.put_off,
             multiqueue: self.config.queue_pairs > 1,
             mtu: true,
         })

@@ -51,7 +51,10 @@ pub(super) fn call(
             run::<methods::PortRemove>(r, |p| switch.remove_port(&p.name, watch).map(|()| Done {}))
         }
         methods::PortSet::NAME => run::<methods::PortSet>(r, |p| {
-            switch.set_link(&p.name, p.link, watch)?;
+            switch.set_offload(&p.name, p.checksum, p.tso)?;
+            if let Some(link) = p.link {
+                switch.set_link(&p.name, link, watch)?;
+            }
             Ok(port_status(switch.find_port(&p.name)?))
         }),
         methods::FdbShow::NAME => run::<methods::FdbShow>(r, |p| fdb_show(switch, &p)),
@@ -290,11 +293,12 @@ fn vhost_status(guest: &GuestPort) -> VhostStatus {
     let facts = guest.facts();
     let attached = guest.attached();
     let negotiated = if attached { facts.virtio } else { 0 };
+    let may = guest.may_leave();
     let delivered = [
-        (features::NET_GUEST_CSUM, "checksum"),
-        (features::NET_GUEST_TSO4, "tso4"),
-        (features::NET_GUEST_TSO6, "tso6"),
-        (features::NET_GUEST_ECN, "ecn"),
+        (features::NET_GUEST_CSUM, "checksum", may.csum),
+        (features::NET_GUEST_TSO4, "tso4", may.tso4),
+        (features::NET_GUEST_TSO6, "tso6", may.tso6),
+        (features::NET_GUEST_ECN, "ecn", may.ecn),
     ];
     VhostStatus {
         socket: guest.config().socket.display().to_string(),
@@ -305,8 +309,8 @@ fn vhost_status(guest: &GuestPort) -> VhostStatus {
         protocol_features: features::protocol_names(if attached { facts.protocol } else { 0 }),
         delivered_offloads: delivered
             .iter()
-            .filter(|(bit, _)| negotiated >> bit & 1 == 1)
-            .map(|(_, name)| (*name).into())
+            .filter(|(bit, _, may)| *may && negotiated >> bit & 1 == 1)
+            .map(|(_, name, _)| (*name).into())
             .collect(),
         memory: MemoryStatus {
             regions: facts.memory.0,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use vswitch_api::config::{self, AdminLink, Vlan};
 use vswitch_api::rpc::{Origin, Rates};
-use vswitch_packet::VlanId;
+use vswitch_packet::{Accepts, VlanId};
 
 use super::guest::GuestPort;
 use crate::forward::counters::{PortCounters, Totals};
@@ -94,6 +94,10 @@ impl Port {
             vlan: vlan_rule(&self.config.vlan),
             learning: self.config.learning,
             admin_up: self.admin == AdminLink::Up,
+            offloads: match &self.attachment {
+                Attachment::Guest(guest) => guest.may_leave(),
+                _ => Accepts::default(),
+            },
             output: match &self.attachment {
                 Attachment::Guest(guest) => Output::Guest(Arc::clone(&guest.queues)),
                 Attachment::Absent(nowhere) => Output::Guest(Arc::clone(nowhere)),

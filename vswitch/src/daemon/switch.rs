@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use vswitch_api::config::{self, AdminLink, Config, Environment, PortKind};
+use vswitch_api::config::{self, AdminLink, Config, Environment, Offload, PortKind};
 use vswitch_api::rpc::{Origin, RpcError, code};
 
 use super::bridge::Bridge;
@@ -198,6 +198,46 @@ impl Switch {
         }
         self.publish();
         outcome
+    }
+
+    /// Switches offloads of a guest's port, while frames pass. What is delivered changes at once, what is offered with the
+    /// next connection.
+    ///
+    /// # Errors
+    /// There is no port of that name, it is no guest's, or TSO would be on without checksums.
+    pub fn set_offload(
+        &mut self,
+        name: &str,
+        checksum: Option<bool>,
+        tso: Option<bool>,
+    ) -> Result<(), RpcError> {
+        self.find_port(name)?;
+        let Some(port) = self.ports.get_mut(name) else {
+            return Ok(());
+        };
+        if checksum.is_none() && tso.is_none() {
+            return Ok(());
+        }
+        let Some(guest) = port.guest_mut() else {
+            return Err(RpcError::new(
+                code::UNSUPPORTED,
+                format!("port \"{name}\" is no guest's; only those have offloads to switch"),
+            ));
+        };
+        let now = guest.config().offload;
+        let wish = Offload {
+            checksum: checksum.unwrap_or(now.checksum),
+            tso: tso.unwrap_or(now.tso),
+        };
+        if wish.tso && !wish.checksum {
+            return Err(RpcError::new(
+                code::INVALID_PARAMS,
+                "TSO rests on checksum offload: switch `tso` off before `checksum`, and on after it",
+            ));
+        }
+        guest.set_offload(wish);
+        self.publish();
+        Ok(())
     }
 
     /// The port of this name.

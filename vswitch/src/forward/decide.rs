@@ -243,6 +243,7 @@ mod tests {
             vlan,
             learning: true,
             admin_up: true,
+            offloads: vswitch_packet::Accepts::default(),
             output: Output::Guest(Arc::new(GuestQueues::new(1, [0; 16]))),
             counters: Arc::new([PortCounters::default()]),
         })

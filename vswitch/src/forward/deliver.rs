@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_packet::{Accepts, HeadEdit, Offload, check_offload};
+use vswitch_packet::{Accepts, HeadEdit, Offload, VirtioNetHdr, check_offload};
 use vswitch_vhost::{Delivery, RxError, RxFeatures, RxRing, Sink, TxFrame};
 
 use super::counters::{InputDrop, OutputDrop, PortCounters};
@@ -12,7 +12,7 @@ use super::fdb::CoarseSecond;
 use super::group::{Filed, Groups, List};
 use super::learn::{LearnMailbox, Seen};
 use super::snapshot::{Bridge, Output, Port, Snapshot};
-use super::software::Finisher;
+use super::software::{Finisher, ToGuest};
 use super::steer;
 use super::{BURST, Vid};
 use crate::capture::{self, Direction, Taps};
@@ -297,7 +297,8 @@ impl Forwarder {
                     if let Some(place) = queues.ring(queue)
                         && let Some(ring) = place.lock().as_mut()
                     {
-                        self.fill_guest(ring, counters, list, frames, &mut outcomes);
+                        let accepts = accepts(ring, port.offloads);
+                        self.fill_guest(ring, accepts, counters, list, frames, &mut outcomes);
                     }
                 }
                 #[cfg(feature = "dpdk")]
@@ -340,12 +341,12 @@ impl Forwarder {
     fn fill_guest<F: Frames>(
         &mut self,
         ring: &mut RxRing,
+        accepts: Accepts,
         counters: &PortCounters,
         list: &List,
         frames: &F,
         outcomes: &mut Outcomes,
     ) {
-        let accepts = accepts(ring);
         let fill = FillGuest {
             forwarder: self,
             list,
@@ -380,9 +381,7 @@ impl Forwarder {
         }
         let offload = self.offload(usize::from(filed.frame));
         self.finisher
-            .deliver(&frame, filed.edit, &offload, accepts, |h, parts, tail| {
-                sink.put(h, parts, tail).map_err(OutputDrop::from)
-            })
+            .deliver_to(&frame, filed.edit, &offload, accepts, &mut ToGuest(sink))
     }
 
     /// Shows those who capture a frame that came in.
@@ -473,6 +472,17 @@ impl<F: Frames> Delivery for FillGuest<'_, F> {
     }
 }
 
+/// The header of a frame that leaves nothing to anybody.
+pub const PLAIN: VirtioNetHdr = VirtioNetHdr {
+    flags: 0,
+    gso_type: VirtioNetHdr::GSO_NONE,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    num_buffers: 0,
+};
+
 /// The bridge that the burst's frames are on, or why none of them is let in.
 fn admitted(ctx: Context<'_>) -> Result<&Bridge, InputDrop> {
     if let Some(reason) = ctx.discard {
@@ -530,7 +540,8 @@ impl From<RxError> for OutputDrop {
     }
 }
 
-fn accepts(ring: &RxRing) -> Accepts {
+/// What the guest negotiated, as far as its port lets it have that.
+fn accepts(ring: &RxRing, offloads: Accepts) -> Accepts {
     let RxFeatures {
         csum,
         tso4,
@@ -539,9 +550,9 @@ fn accepts(ring: &RxRing) -> Accepts {
         ..
     } = ring.accepts();
     Accepts {
-        csum,
-        tso4,
-        tso6,
-        ecn,
+        csum: csum && offloads.csum,
+        tso4: tso4 && offloads.tso4,
+        tso6: tso6 && offloads.tso6,
+        ecn: ecn && offloads.ecn,
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use vswitch_flowtable::{FlowHasher, FlowKey, Indirection, Target};
+use vswitch_packet::Accepts;
 use vswitch_vhost::RxRing;
 
 use super::counters::PortCounters;
@@ -149,6 +150,8 @@ pub struct PortSpec {
     pub learning: bool,
     /// Not switched off by the operator.
     pub admin_up: bool,
+    /// What may be left to a guest here that can do it. No part of what it was offered: this changes while it is there.
+    pub offloads: Accepts,
     /// Where its frames go.
     pub output: Output,
     /// A block for each worker.

@@ -14,7 +14,7 @@ use vswitch::forward::snapshot::{BridgeSpec, GuestQueues, PortSpec};
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BURST, BridgeIndex, Forwarder, Output, PortIndex, PortRef, Snapshot, Vid};
 use vswitch::mailbox::Mailbox;
-use vswitch_packet::MacAddr;
+use vswitch_packet::{Accepts, MacAddr};
 use vswitch_simguest::SimGuest;
 use vswitch_simguest::driver::RxOptions;
 use vswitch_vhost::features::{Switches, offered};
@@ -118,6 +118,13 @@ impl World {
                 vlan: wanted.vlan,
                 learning: true,
                 admin_up: true,
+                // All of them: what is taken is what the guest negotiated.
+                offloads: Accepts {
+                    csum: true,
+                    tso4: true,
+                    tso6: true,
+                    ecn: true,
+                },
                 output: Output::Guest(Arc::clone(&queues)),
                 counters: Arc::clone(&counters),
             }));

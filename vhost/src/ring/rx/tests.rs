@@ -48,6 +48,23 @@ impl Bench {
         put
     }
 
+    /// The same frame, cut elsewhere, with the sum of its bytes from `from` on put in front of it.
+    fn put_summed(&mut self, frame: &[u8], head: usize, cut: usize) -> Result<(), RxError> {
+        let (head, tail) = frame.split_at(head.min(frame.len()));
+        let (left, right) = tail.split_at(cut.min(tail.len()));
+        let pieces = [Piece::from(left), Piece::from(right)];
+        let mut head = [&[0; 2], head].concat();
+        let mut sum = Sum::new();
+        sum.add(&head);
+        let mut burst = self.ring.begin(1).unwrap();
+        let tail = Pieces::from_slice(&pieces);
+        let put = burst.put_summed(&header(), &mut head, tail, sum, |head, sum| {
+            head[..2].copy_from_slice(&sum.to_field().to_be_bytes());
+        });
+        burst.finish();
+        put
+    }
+
     /// What the guest finds in the buffers of `used`, of one-piece chains.
     fn received(&self, used: &[(u32, u32)]) -> Vec<u8> {
         used.iter()
@@ -373,4 +390,41 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #[test]
+    fn a_frame_summed_on_its_way_is_whole_and_so_is_its_sum(
+        len in 0usize..5000,
+        head in 0usize..200,
+        cut in 0usize..3000,
+        room in 13u32..2000,
+    ) {
+        let mut bench = Bench::new(MERGED);
+        let count = (len + 14).div_ceil(room as usize).max(1);
+        prop_assume!(count <= 250);
+        // One more than it takes: that one must stay.
+        for at in 0..=count as u16 {
+            bench.offer(at, &[room]);
+        }
+        let frame = pattern(len);
+        prop_assert_eq!(bench.put_summed(&frame, head, cut), Ok(()));
+        let used = bench.queue.take_used(&bench.guest);
+        prop_assert_eq!(used.len(), count);
+        let mut sum = Sum::new();
+        sum.add(&frame);
+        let whole = [&sum.to_field().to_be_bytes()[..], &frame].concat();
+        prop_assert_eq!(bench.received(&used), wire(count as u16, &whole));
+    }
+}
+
+#[test]
+fn what_cannot_be_delivered_with_a_sum_costs_no_buffer() {
+    let mut bench = Bench::new(PLAIN);
+    bench.offer(0, &[10, 4, 100]);
+    assert_eq!(bench.put_summed(&pattern(101), 20, 7), Err(RxError::TooBig));
+    assert_eq!(bench.queue.take_used(&bench.guest), []);
+    assert_eq!(bench.put_summed(&pattern(100), 20, 7), Ok(()));
+    assert_eq!(bench.queue.take_used(&bench.guest), [(0, 114)]);
+    assert_eq!(bench.put_summed(&pattern(100), 20, 7), Err(RxError::Full));
 }

@@ -200,7 +200,7 @@ fn effect_of(subject: &Subject, action: Action, key: &str) -> Effect {
         (Subject::Port(_), Action::Remove) => Effect::Reconnect,
         (Subject::Port(_), Action::Change) => match key.split('.').next() {
             Some("bridge" | "vlan" | "learning" | "link") => Effect::Live,
-            _ if key == "vhost-user.mac" => Effect::Live,
+            _ if key == "vhost-user.mac" || key.starts_with("vhost-user.offload.") => Effect::Live,
             _ => Effect::Reconnect,
         },
     }
@@ -322,7 +322,7 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Environment, Port, load};
+    use crate::config::{Environment, Port, PortKind, load};
 
     const OLD: &str = "
 bridges: { br0: {}, br1: {} }
@@ -367,6 +367,12 @@ ports:
         let port: &mut Port = new.ports.get_mut("vm1").unwrap();
         port.learning = false;
         port.bridge = "br1".into();
+        assert_eq!(plan(&old, &new).effect(), Effect::Live);
+        let PortKind::VhostUser(vhost_user) = &mut new.ports.get_mut("vm1").unwrap().kind else {
+            unreachable!()
+        };
+        vhost_user.offload.tso = false;
+        vhost_user.offload.checksum = false;
         assert_eq!(plan(&old, &new).effect(), Effect::Live);
         new.ports.remove("vm2");
         assert_eq!(plan(&old, &new).effect(), Effect::Reconnect);

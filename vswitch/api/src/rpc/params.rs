@@ -52,14 +52,21 @@ pub struct PortAdded {
     pub survives_restart: bool,
 }
 
-/// Parameters of `port.set`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Parameters of `port.set`. What is absent stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortSetParams {
     /// Which port.
     pub name: String,
     /// What the link is to be.
-    pub link: AdminLink,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<AdminLink>,
+    /// Whether frames may lack their checksums.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<bool>,
+    /// Whether TCP frames may be larger than the MTU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tso: Option<bool>,
 }
 
 /// Which addresses; what is absent does not restrict.
