@@ -311,9 +311,11 @@ fn indices_that_lie_stop_the_ring() {
     // In the middle of collecting, too.
     let mut bench = Bench::new(MERGED);
     bench.offer(0, &[100]);
-    assert!(bench.ring.begin(1).is_ok());
+    let mut burst = bench.ring.begin(1).unwrap();
     bench.guest.write_u16(bench.queue.available() + 2, 1000);
-    assert_eq!(bench.put(&pattern(300)), Err(RxError::Full));
+    let put = burst.put(&header(), &[&pattern(300)], Pieces::empty());
+    assert_eq!(put, Err(RxError::Full));
+    burst.finish();
     assert!(bench.ring.begin(1).is_err());
 }
 
