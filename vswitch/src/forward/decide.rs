@@ -1,6 +1,6 @@
 //! What becomes of a frame, decided on the worker's copy of its head.
 
-use vswitch_packet::{HeadEdit, MacAddr};
+use vswitch_packet::HeadEdit;
 
 use super::counters::InputDrop;
 use super::fdb::CoarseSecond;
@@ -9,16 +9,19 @@ use super::{PortIndex, PortRef, Vid};
 
 const TPID_VLAN: u16 = 0x8100;
 const ETHERNET: usize = 14;
+/// The bit of an address, as a number, that says it is a group's.
+const GROUP: u64 = 1 << 40;
 /// Frames to this address and the 15 after it are between neighbours on a link; bridges do not forward them (IEEE 802.1Q, 8.6.3).
 const LINK_LOCAL: u64 = 0x0180_c200_0000;
 
 /// The Ethernet header, as far as a bridge cares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ethernet {
-    /// Destination.
-    pub dst: MacAddr,
-    /// Source.
-    pub src: MacAddr,
+    /// Destination, as a number ([`MacAddr::to_u64`]): an address of bytes would be put together in memory by small stores,
+    /// and its first use as a whole wait for them.
+    pub dst: u64,
+    /// Source, as a number.
+    pub src: u64,
     /// Tag control information of the outer 802.1Q tag.
     pub tci: Option<u16>,
     /// Behind that tag is another one.
@@ -29,8 +32,11 @@ impl Ethernet {
     /// Reads the header; none if the frame is too short to have one.
     #[inline]
     pub fn read(head: &[u8]) -> Option<Self> {
-        let h: &[u8; ETHERNET] = head.first_chunk()?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *h;
+        let (first, rest) = head.split_first_chunk::<8>()?;
+        let next: &[u8; 6] = rest.first_chunk()?;
+        let first = u64::from_be_bytes(*first);
+        let [s2, s3, s4, s5, t0, t1] = *next;
+        let last = u64::from(u32::from_be_bytes([s2, s3, s4, s5]));
         let (tci, double_tagged) = if u16::from_be_bytes([t0, t1]) == TPID_VLAN {
             let [c0, c1, n0, n1] = *head.get(ETHERNET..)?.first_chunk()?;
             let next = u16::from_be_bytes([n0, n1]);
@@ -39,8 +45,8 @@ impl Ethernet {
             (None, false)
         };
         Some(Ethernet {
-            dst: MacAddr([d0, d1, d2, d3, d4, d5]),
-            src: MacAddr([s0, s1, s2, s3, s4, s5]),
+            dst: first >> 16,
+            src: (first & 0xffff) << 32 | last,
             tci,
             double_tagged,
         })
@@ -173,10 +179,10 @@ pub fn decide(
     if packet_len > longest as usize {
         return Err(InputDrop::OverMtu);
     }
-    if eth.src.is_multicast() || eth.src.is_zero() {
+    if eth.src & GROUP != 0 || eth.src == 0 {
         return Err(InputDrop::InvalidSource);
     }
-    if eth.dst.to_u64() & !0x0f == LINK_LOCAL {
+    if eth.dst & !0x0f == LINK_LOCAL {
         return Err(InputDrop::LinkLocal);
     }
     if eth.double_tagged && eth.tci.is_some_and(|t| t & 0xfff == 0) {
@@ -187,7 +193,7 @@ pub fn decide(
         .vlan
         .classify(eth.tci)
         .ok_or(InputDrop::VlanNotAllowed)?;
-    let learn = ingress.learning && !bridge.fdb.seen(vid, eth.src, ingress.at, now);
+    let learn = ingress.learning && !bridge.fdb.seen_number(vid, eth.src, ingress.at, now);
     let to = match destination(snapshot, bridge, ingress, vid, eth.dst) {
         Some(port) if port.index == ingress.at.index => Destination::Reflected,
         Some(port) => Destination::Port(port.index),
@@ -209,12 +215,12 @@ fn destination(
     bridge: &Bridge,
     ingress: &Port,
     vid: Vid,
-    dst: MacAddr,
+    dst: u64,
 ) -> Option<PortRef> {
-    if dst.is_multicast() {
+    if dst & GROUP != 0 {
         return None;
     }
-    let port = bridge.fdb.lookup(vid, dst)?;
+    let port = bridge.fdb.lookup_number(vid, dst)?;
     // The bridge too: while a port moves to another one, its addresses may still be learned on the old.
     let port = snapshot.live(port)?;
     (port.bridge == ingress.bridge && port.carries(vid)).then_some(port.at)
@@ -229,6 +235,7 @@ mod tests {
     use crate::forward::vlan::VlanRule;
     use crate::forward::{BridgeIndex, PortIndex};
     use std::sync::Arc;
+    use vswitch_packet::MacAddr;
 
     const NOW: CoarseSecond = CoarseSecond(5);
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_packet::{Accepts, HeadEdit, Offload, VirtioNetHdr, check_offload};
+use vswitch_packet::{Accepts, HeadEdit, MacAddr, Offload, VirtioNetHdr, check_offload};
 use vswitch_vhost::{Delivery, RxError, RxFeatures, RxRing, Sink, TxFrame};
 
 use super::counters::{InputDrop, OutputDrop, PortCounters};
@@ -225,7 +225,7 @@ impl Forwarder {
         let seen = Seen {
             bridge: ctx.ingress.bridge,
             vid,
-            mac: eth.src,
+            mac: MacAddr::from_u64(eth.src),
             port: ctx.ingress.at,
         };
         // A full mailbox loses nothing: the address comes again with the next frame.
@@ -541,7 +541,8 @@ impl From<RxError> for OutputDrop {
 }
 
 /// What the guest negotiated, as far as its port lets it have that.
-fn accepts(ring: &RxRing, offloads: Accepts) -> Accepts {
+/// What a guest takes: what it negotiated, as far as its port is switched to deliver it.
+pub fn accepts(ring: &RxRing, offloads: Accepts) -> Accepts {
     let RxFeatures {
         csum,
         tso4,

@@ -40,7 +40,11 @@ struct Key(u64);
 
 impl Key {
     fn new(vid: Vid, mac: MacAddr) -> Self {
-        Key(OCCUPIED | u64::from(vid.0) << 48 | mac.to_u64())
+        Self::of_number(vid, mac.to_u64())
+    }
+    #[inline(always)]
+    fn of_number(vid: Vid, mac: u64) -> Self {
+        Key(OCCUPIED | u64::from(vid.0) << 48 | mac)
     }
     fn vid(self) -> Vid {
         Vid((self.0 >> 48) as u16 & 0xfff)
@@ -137,14 +141,26 @@ impl Fdb {
     /// The port behind `mac` on `vid`, if known. The caller checks that the incarnation is still the port's.
     #[inline]
     pub fn lookup(&self, vid: Vid, mac: MacAddr) -> Option<PortRef> {
-        self.find(Key::new(vid, mac)).map(|(_, v)| v.port())
+        self.lookup_number(vid, mac.to_u64())
+    }
+
+    /// The same for an address as a number.
+    #[inline]
+    pub fn lookup_number(&self, vid: Vid, mac: u64) -> Option<PortRef> {
+        self.find(Key::of_number(vid, mac)).map(|(_, v)| v.port())
     }
 
     /// Notes that `mac` was seen on `port`. True if the table already says so (its age is refreshed); false if the
     /// writer has to be told.
     #[inline]
     pub fn seen(&self, vid: Vid, mac: MacAddr, port: PortRef, now: CoarseSecond) -> bool {
-        let Some((slot, value)) = self.find(Key::new(vid, mac)) else {
+        self.seen_number(vid, mac.to_u64(), port, now)
+    }
+
+    /// The same for an address as a number.
+    #[inline]
+    pub fn seen_number(&self, vid: Vid, mac: u64, port: PortRef, now: CoarseSecond) -> bool {
+        let Some((slot, value)) = self.find(Key::of_number(vid, mac)) else {
             return false;
         };
         if value.port() != port {

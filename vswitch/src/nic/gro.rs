@@ -13,6 +13,7 @@ use vswitch_packet::{Accepts, Fragment, HEAD_LEN, L3, L4, Sum, Tcp, parse};
 
 use crate::forward::BURST;
 use crate::forward::decide::Ethernet;
+use crate::forward::deliver::accepts;
 use crate::forward::snapshot::{Output, Port, Snapshot};
 
 /// ECN field: congestion experienced (RFC 3168, section 5).
@@ -52,18 +53,16 @@ pub fn receiver(snapshot: &Snapshot, ingress: &Port, head: &[u8]) -> Accepts {
     let find = || {
         let eth = Ethernet::read(head)?;
         let vid = ingress.vlan.classify(eth.tci)?;
-        let port = snapshot.bridge(ingress.bridge)?.fdb.lookup(vid, eth.dst)?;
-        let Output::Guest(queues) = &snapshot.live(port)?.output else {
+        let port = snapshot
+            .bridge(ingress.bridge)?
+            .fdb
+            .lookup_number(vid, eth.dst)?;
+        let port = snapshot.live(port)?;
+        let Output::Guest(queues) = &port.output else {
             return None;
         };
         let ring = queues.ring(0)?.lock();
-        let takes = ring.as_ref()?.accepts();
-        Some(Accepts {
-            csum: takes.csum,
-            tso4: takes.tso4,
-            tso6: takes.tso6,
-            ecn: takes.ecn,
-        })
+        Some(accepts(ring.as_ref()?, port.offloads))
     };
     find().unwrap_or_default()
 }
