@@ -42,7 +42,7 @@ mod testing;
 
 pub use memory::{Piece, Pieces};
 pub use ring::{
-    ChainError, Delivery, QueueIndex, QueuePair, RingError, RxBurst, RxError, RxFeatures, RxRing,
-    Sink, TxBurst, TxFrame, TxRing, TxScratch,
+    ChainError, Delivery, PLAIN_HEAD_LEN, QueueIndex, QueuePair, RingError, RxBurst, RxError,
+    RxFeatures, RxRing, Sink, TxBurst, TxFrame, TxRing, TxScratch,
 };
 pub use session::{Rings, SessionConfig, SessionEnd, SessionEvent, serve};

@@ -226,10 +226,10 @@ impl<L: Layout> Core<L> {
                 break;
             };
             let ready = Ready { span, id };
-            each(&ready);
             if !self.ahead.push_at(len, ready) {
                 break;
             }
+            each(&ready);
             len += 1;
             at = self.ring.advance(at, 1);
         }

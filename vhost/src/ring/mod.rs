@@ -38,7 +38,8 @@
 //! Limits: 2 to 32,768 entries; [`MAX_BURST`] frames at a time; up to [`HEAD_LEN`] bytes of each in the snapshot;
 //! [`MAX_FRAME`] bytes per frame; chains of at most [`MAX_CHAIN`] descriptors and no more than their table has (drivers of
 //! network cards use fewer than 50), so that whatever a guest strings together a
-//! burst taken costs at most twice [`MAX_CHAIN`] loads, and one delivered at most six times.
+//! burst taken costs at most four times [`MAX_CHAIN`] loads, and one delivered at most eight times: an indirect table may
+//! follow direct descriptors, and what was begun is finished.
 
 mod ahead;
 mod chain;

@@ -235,7 +235,7 @@ pub(super) struct Filling<'r, L: Layout> {
     effort: Effort,
 }
 
-/// What a burst has cost beyond buffers that were ready.
+/// What a burst has cost where frames did not fit the next buffer.
 #[derive(Default)]
 struct Effort {
     /// It was looked in vain for more buffers in this burst.
@@ -337,6 +337,9 @@ impl<L: Layout> Sink for Filling<'_, L> {
     fn is_full(&mut self) -> bool {
         self.pass();
         let core = &mut self.ring.core;
+        if core.ahead.len() < STEP {
+            core.look_ahead(2 * STEP, fetch);
+        }
         if core.ahead.len() > 0 {
             return false;
         }

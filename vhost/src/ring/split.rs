@@ -258,7 +258,9 @@ impl Layout for SplitRing {
             return Ok(());
         }
         let available = self.available_index();
-        if available.wrapping_sub(at.0) > self.size {
+        let offered = available.wrapping_sub(at.0);
+        // What was seen once stays on offer until we give it back: chains may have been resolved up to there.
+        if offered > self.size || offered < self.seen.wrapping_sub(at.0) {
             return Err(RingError::AvailableIndex {
                 available,
                 next: at.0,

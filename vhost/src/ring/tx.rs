@@ -252,13 +252,16 @@ impl Snapshot {
     unsafe fn take_header(&mut self, from: *const u8, header_len: usize) {
         // SAFETY: by the caller's word; the last two bytes of twelve only if they are there.
         unsafe {
-            let low = from.cast::<[u8; 8]>().read();
-            let mut high = u32::from(from.add(8).cast::<u16>().read_unaligned());
+            // Volatile: decided upon soon, so not to be loaded again.
+            let low = from.cast::<[u8; 8]>().read_volatile();
+            let [b8, b9] = from.add(8).cast::<[u8; 2]>().read_volatile();
+            let mut high = [b8, b9, 0, 0];
             if header_len == VirtioNetHdr::LEN {
-                high |= u32::from(from.add(10).cast::<u16>().read_unaligned()) << 16;
+                let [b10, b11] = from.add(10).cast::<[u8; 2]>().read_volatile();
+                high = [b8, b9, b10, b11];
             }
             self.header[..8].copy_from_slice(&low);
-            self.header[8..].copy_from_slice(&high.to_ne_bytes());
+            self.header[8..].copy_from_slice(&high);
         }
     }
 

@@ -90,7 +90,7 @@ pub struct Verdict {
 
 /// Where the frame before went: the next of the same flow needs no other look at the tables.
 ///
-/// Good for one burst, in which nothing that was asked can change. What it goes by are the bytes that [`decide`] looks at.
+/// Good for one burst: what changes meanwhile may as well have changed behind it. What it goes by are the bytes that [`decide`] looks at.
 pub struct Memo {
     first: u64,
     second: u64,

@@ -5,6 +5,7 @@
 
 use vswitch_flowtable::{Addresses, FlowKey};
 use vswitch_packet::{L3, parse};
+use vswitch_vhost::PLAIN_HEAD_LEN;
 
 use super::Vid;
 use super::snapshot::{GuestQueues, Output};
@@ -42,6 +43,8 @@ fn select(queues: &GuestQueues, vid: Vid, head: &[u8], len: usize) -> u16 {
 
 /// What identifies the flow of a frame: addresses, and ports where every frame of the flow has them.
 pub fn flow_key(vid: Vid, head: &[u8], len: usize) -> Option<FlowKey> {
+    // So much there is of every frame, with offloads and without: more of some would tear their flows apart.
+    let head = head.get(..PLAIN_HEAD_LEN).unwrap_or(head);
     let parsed = parse(head, len).ok()?;
     let addresses = match &parsed.l3 {
         L3::Ipv4(ip) => Addresses::V4 {

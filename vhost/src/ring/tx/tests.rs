@@ -490,6 +490,24 @@ fn a_chain_longer_than_any_driver_makes_is_named() {
     }
 }
 
+/// Chains are resolved ahead of the index at which the ring stands, so one that goes back would leave them behind it.
+#[test]
+fn an_available_index_that_goes_back_stops_the_ring() {
+    for back_to in [32, 33, 63] {
+        let mut bench = Bench::new(MODERN, 256, &[]);
+        let frame = [&header()[..], &pattern(60)].concat();
+        for head in 0..64 {
+            bench.send(head, &[&frame]);
+        }
+        assert_eq!(bench.ring.take(&mut bench.scratch, 32).unwrap().len(), 32);
+        bench.guest.write_u16(bench.queue.available() + 2, back_to);
+        assert!(matches!(
+            bench.ring.take(&mut bench.scratch, 32),
+            Err(RingError::AvailableIndex { next: 32, .. })
+        ));
+    }
+}
+
 /// Memory in crumbs makes many pieces of few descriptors.
 #[test]
 fn a_frame_in_too_many_pieces_is_named_and_costs_only_itself() {
