@@ -42,6 +42,11 @@ struct Snapshot {
     header: [u8; VirtioNetHdr::LEN],
 }
 
+/// A number that lies anywhere.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Word<T>(T);
+
 impl Snapshot {
     const EMPTY: Self = Self {
         header: [0; VirtioNetHdr::LEN],
@@ -252,16 +257,16 @@ impl Snapshot {
     unsafe fn take_header(&mut self, from: *const u8, header_len: usize) {
         // SAFETY: by the caller's word; the last two bytes of twelve only if they are there.
         unsafe {
-            // Volatile: decided upon soon, so not to be loaded again.
-            let low = from.cast::<[u8; 8]>().read_volatile();
-            let [b8, b9] = from.add(8).cast::<[u8; 2]>().read_volatile();
-            let mut high = [b8, b9, 0, 0];
+            // Volatile: decided upon soon, so not to be loaded again. Each one load, wherever it lies.
+            let Word(low) = from.cast::<Word<u64>>().read_volatile();
+            let Word(middle) = from.add(8).cast::<Word<u16>>().read_volatile();
+            let mut high = u32::from(middle);
             if header_len == VirtioNetHdr::LEN {
-                let [b10, b11] = from.add(10).cast::<[u8; 2]>().read_volatile();
-                high = [b8, b9, b10, b11];
+                let Word(last) = from.add(10).cast::<Word<u16>>().read_volatile();
+                high |= u32::from(last) << 16;
             }
-            self.header[..8].copy_from_slice(&low);
-            self.header[8..].copy_from_slice(&high);
+            self.header[..8].copy_from_slice(&low.to_ne_bytes());
+            self.header[8..].copy_from_slice(&high.to_ne_bytes());
         }
     }
 
