@@ -8,7 +8,9 @@
 //! A descriptor is touched as two words: the address; then length, id and flags in one. The second word says whether the
 //! rest counts, so it is loaded with acquire and stored with release ordering. What is given back is kept on our side until
 //! it is published, and then written with the first slot last: a driver takes slots in order, so it sees a burst whole or
-//! not at all, and a switch that dies at work leaves no slot half way.
+//! not at all. A switch that dies between bursts leaves nothing half way. One that is killed in the few stores of publishing,
+//! or in a burst of more than [`KEPT`] slots, which is written as it goes, can leave later slots used before the first: no
+//! successor can tell where such a ring stands, so it stays down until its driver resets it.
 
 mod locate;
 mod place;

@@ -1,8 +1,9 @@
 //! Switch to guest.
 //!
-//! Buffers are looked up, and their lines asked for, a burst ahead. A frame that fits the next one is written at once; any
-//! other first collects as many buffers as it needs, so that the header can say how many, and is then written once, front
-//! to back. Whether the guest sees it at once or with the rest of its burst is decided by [`Filling::finish`].
+//! Buffers of one descriptor are looked up, and their lines asked for, a burst ahead; for frames that leave something to
+//! offloads only a few ahead. A frame that fits the next one is written at once; any other, and any whose checksum is taken
+//! on the way, first collects as many buffers as it needs, so that the header can say how many, and is then written once.
+//! Whether the guest sees it at once or with the rest of its burst is decided by [`Filling::finish`].
 
 use vswitch_packet::{Sum, VirtioNetHdr};
 

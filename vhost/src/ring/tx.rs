@@ -1,8 +1,8 @@
 //! Guest to switch.
 //!
-//! A burst is taken in passes: descriptors are copied out and buffers looked up, and the cache is asked for their first
-//! lines, a burst ahead if they are simple; then, when those have arrived, each frame's header and head are copied. What is
-//! decided and what is sent is that copy; the rest of a frame, its tail, is copied once, from here to where it goes.
+//! Of each frame header and head are copied out. What is decided and what is sent is that copy; the rest of a frame, its
+//! tail, is copied once, from here to where it goes. Chains of one descriptor were looked up a burst before, and the cache
+//! asked for their first lines; a few more are, after every few frames. All others are walked as they come.
 
 use std::marker::PhantomData;
 
