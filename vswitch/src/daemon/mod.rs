@@ -256,7 +256,7 @@ impl Main {
         let ports = self.switch.ports.len();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            workers = self.switch.workers.handles().len(),
+            workers = self.switch.workers.list().len(),
             ports,
             control = %self.control.path().display(),
             "ready"
