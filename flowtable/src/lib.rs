@@ -7,6 +7,8 @@
 //!   both directions. Guests choose their flows, so an unkeyed hash would let one aim all its flows at one queue.
 //! - [`indirection`]: [`Indirection`], the table. It is full as soon as there is one target, a lookup is one load, and a
 //!   target that comes or goes moves no more than its share.
+//! - [`balance`]: the rebalancer, which says what moves from worker to worker by load.
+//! - [`scale`]: the scaler, which says how many workers are awake.
 //!
 //! What this gives, and what not: frames of one key go to one target for as long as the set of targets stands. When it
 //! changes, some buckets move at once; keeping order across a move is the caller's, who knows what is still queued. The
@@ -17,8 +19,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod hash;
 pub mod indirection;
+pub mod scale;
 
 pub use hash::{Addresses, FlowHasher, FlowKey};
 pub use indirection::{Indirection, Target};
