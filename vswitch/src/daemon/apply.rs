@@ -10,7 +10,7 @@ use vswitch_api::rpc::{Origin, RpcError, code};
 
 use super::bridge::Bridge;
 use super::port::Port;
-use super::switch::{Switch, mtu_of, resource, wanted_workers};
+use super::switch::{Switch, duties, mtu_of, resource, wanted_workers};
 use super::watch::Watch;
 use crate::forward::{BridgeIndex, MAX_BRIDGES};
 use crate::worker::registry::Change;
@@ -74,6 +74,7 @@ impl Switch {
         self.publish();
         // After the snapshot: what a new worker forwards it counts there.
         self.workers.commit(workers);
+        self.steward.configure(duties(&self.config));
         self.set_going(anew.iter().map(String::as_str), watch);
         self.pin_static_addresses();
         if failures.is_empty() {

@@ -7,7 +7,7 @@ use vswitch_api::rpc::{
     self, BridgeStatus, ConfigChecked, ConfigInput, ConfigText, Counters, DaemonStatus, Done,
     FdbEntry, FdbFilter, FdbFlushed, FdbList, Kind, Link, LinkState, MemoryStatus, Method, Origin,
     PortAdded, PortCounters, PortDetail, PortStatus, PortTotals, QueueStatus, Request, RpcError,
-    RxCounters, Status, TxCounters, Version, VhostStatus, WorkerQueue, WorkerStatus, code, methods,
+    RxCounters, Status, TxCounters, Version, VhostStatus, WorkerStatus, code, methods,
 };
 use vswitch_packet::MacAddr;
 use vswitch_vhost::features;
@@ -15,10 +15,11 @@ use vswitch_vhost::features;
 use super::control::to_value;
 use super::guest::GuestPort;
 use super::port::{Attachment, Port};
+use super::steer;
 use super::switch::Switch;
 use super::watch::Watch;
-use crate::forward::{PortRef, Vid};
 use crate::forward::counters::{InputDrop, OutputDrop, Totals};
+use crate::forward::{PortRef, Vid};
 use crate::worker::QueueKey;
 
 /// Carries out one request.
@@ -63,6 +64,15 @@ pub(super) fn call(
         methods::FdbFlush::NAME => run::<methods::FdbFlush>(r, |p| fdb_flush(switch, &p)),
         methods::GetCounters::NAME => {
             run::<methods::GetCounters>(r, |p| counters(switch, p.port.as_deref()))
+        }
+        methods::Workers::NAME => run::<methods::Workers>(r, |_| Ok(steer::workers(switch))),
+        methods::SteerShow::NAME => run::<methods::SteerShow>(r, |_| Ok(steer::show(switch))),
+        methods::SteerRebalance::NAME => run::<methods::SteerRebalance>(r, |_| {
+            Ok(steer::decisions(switch, switch.steward.rebalance()))
+        }),
+        methods::SteerSet::NAME => run::<methods::SteerSet>(r, |p| steer::set(switch, &p)),
+        methods::SteerTrace::NAME => {
+            run::<methods::SteerTrace>(r, |_| Ok(steer::decisions(switch, switch.steward.trace())))
         }
         methods::ConfigShow::NAME => run::<methods::ConfigShow>(r, |_| config_show(switch)),
         methods::ConfigCheck::NAME => run::<methods::ConfigCheck>(r, |p| {
@@ -151,21 +161,8 @@ fn workers(switch: &Switch) -> Vec<WorkerStatus> {
             WorkerStatus {
                 index: worker.index as u16,
                 core: Some(worker.wanted.core),
-                busy_poll: match worker.wanted.busy_poll {
-                    crate::worker::BusyPoll::Always => config::BusyPoll::Always,
-                    crate::worker::BusyPoll::Adaptive => config::BusyPoll::Adaptive,
-                    crate::worker::BusyPoll::Never => config::BusyPoll::Never,
-                },
-                queues: worker
-                    .queues
-                    .iter()
-                    .filter_map(|key| {
-                        Some(WorkerQueue {
-                            port: switch.port_at(key.port)?.name.to_string(),
-                            queue: key.queue,
-                        })
-                    })
-                    .collect(),
+                busy_poll: steer::busy_poll(worker.wanted.busy_poll),
+                queues: steer::named(switch, &worker.queues),
                 busy_share: shares.map_or(0.0, |s| s.busy),
                 asleep: worker.vitals.read().asleep,
             }

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use vswitch_api::config::{self, AdminLink, Config, Environment, Offload, PortKind};
@@ -24,6 +24,7 @@ use crate::forward::{MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
 use crate::worker::bell::Bell;
 use crate::worker::registry::Wanted;
+use crate::worker::steward::{Duties, Steward};
 use crate::worker::vitals::{Pulse, Vitals};
 use crate::worker::{BusyPoll, Report, Shared, Workers};
 
@@ -43,6 +44,8 @@ pub struct Switch {
     pub shared: Arc<Shared>,
     /// The threads that forward.
     pub workers: Arc<Workers>,
+    /// Who moves queues between them.
+    pub steward: Arc<Steward>,
     /// By name.
     pub bridges: BTreeMap<String, Bridge>,
     /// By name.
@@ -95,6 +98,8 @@ impl Switch {
             bell: Bell::new()?,
         });
         let workers = Workers::start(&wanted_workers(config), &shared)?;
+        let steward = Steward::start(&workers, &shared, duties(config))?;
+        steward.configure(duties(config));
         Ok(Switch {
             environment,
             file,
@@ -106,6 +111,7 @@ impl Switch {
             shared,
             shares: Vec::new(),
             workers,
+            steward,
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
             started: Instant::now(),
@@ -510,7 +516,8 @@ impl Switch {
         for port in self.ports.values_mut() {
             port.sample(elapsed.as_secs_f64());
         }
-        self.shares.resize_with(self.workers.places(), Shares::default);
+        self.shares
+            .resize_with(self.workers.places(), Shares::default);
         for worker in self.workers.list() {
             if let Some(shares) = self.shares.get_mut(worker.index) {
                 shares.sample(&worker.vitals, elapsed);
@@ -574,6 +581,7 @@ impl Switch {
         for name in names {
             self.take_out(&name, watch);
         }
+        self.steward.stop();
         self.workers.stop();
     }
 }
@@ -625,6 +633,14 @@ impl Shares {
             before: now,
             of: Arc::downgrade(vitals),
         };
+    }
+}
+
+/// What the steward may do by a configuration.
+pub(super) fn duties(config: &Config) -> Duties {
+    Duties {
+        rebalance: config.steering.rebalance == config::Rebalance::Auto,
+        scale: config.steering.scale == config::Scale::Auto,
     }
 }
 

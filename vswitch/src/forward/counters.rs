@@ -291,7 +291,10 @@ mod tests {
 
     #[test]
     fn workers_add_up() {
-        let (a, b) = (Arc::new(PortCounters::default()), Arc::new(PortCounters::default()));
+        let (a, b) = (
+            Arc::new(PortCounters::default()),
+            Arc::new(PortCounters::default()),
+        );
         a.received.add(3);
         b.received.add(4);
         b.drop_input(InputDrop::Runt);

@@ -89,7 +89,9 @@ impl NicOutput {
             // Between two looks the lock is free: the worker sends for its other inputs.
             let done = self.queue_of(from).is_none_or(|place| {
                 let place = place.lock();
-                place.as_ref().is_none_or(|tx| tx.queue.is_drained() == Some(true))
+                place
+                    .as_ref()
+                    .is_none_or(|tx| tx.queue.is_drained() == Some(true))
             });
             if done || Instant::now() >= until {
                 return done;

@@ -20,8 +20,10 @@
 
 pub mod bell;
 pub mod idle;
+pub mod node;
 mod queues;
 pub mod registry;
+pub mod steward;
 pub mod vitals;
 
 use std::io;
@@ -55,7 +57,7 @@ pub const LOOK: Duration = Duration::from_micros(25);
 pub const DELAY_LIMIT: Duration = Duration::from_micros(20);
 /// Looks in a row that find the same queue never empty in between.
 pub const STANDING_LIMIT: u32 = 2;
-/// A worker that was busy for so long since it last told so is worth a look from outside.
+/// A worker that was busy for so long, in at most eight times the time, is worth a look from outside.
 const BUSY_NEWS: Duration = Duration::from_millis(1);
 
 /// What a worker is asked to do.
@@ -121,8 +123,9 @@ struct Look {
     last: Instant,
     /// Looks in a row between which a queue was never empty.
     standing: u32,
-    /// Busy since it was last told.
+    /// Busy since this time, when it was last told.
     busy: Duration,
+    told: Instant,
 }
 
 impl Worker {
@@ -151,6 +154,7 @@ impl Worker {
                 last: Instant::now(),
                 standing: 0,
                 busy: Duration::ZERO,
+                told: Instant::now(),
             },
         })
     }
@@ -259,8 +263,11 @@ impl Worker {
             self.shared.bell.ring_for(Ears::Queueing);
         }
         if self.look.busy >= BUSY_NEWS {
-            self.look.busy = Duration::ZERO;
-            self.shared.bell.ring_for(Ears::Busy);
+            // A worker that took long for it is not busy.
+            if now.duration_since(self.look.told) <= BUSY_NEWS * 8 {
+                self.shared.bell.ring_for(Ears::Busy);
+            }
+            (self.look.busy, self.look.told) = (Duration::ZERO, now);
         }
     }
 

@@ -518,7 +518,10 @@ impl Workers {
     fn vacate(&self, worker: usize) {
         loop {
             let mut table = self.table.lock();
-            let mut owned = table.queues.iter_mut().filter(|(_, p)| p.at() == worker || p.owner == worker);
+            let mut owned = table
+                .queues
+                .iter_mut()
+                .filter(|(_, p)| p.at() == worker || p.owner == worker);
             let Some((&key, place)) = owned.next() else {
                 return;
             };

@@ -12,7 +12,10 @@ const BINS: usize = 24;
 /// Adds without an atomic read-modify-write: there is one writer.
 #[inline]
 fn add(to: &AtomicU64, n: u64) {
-    to.store(to.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    to.store(
+        to.load(Ordering::Relaxed).wrapping_add(n),
+        Ordering::Relaxed,
+    );
 }
 
 /// What a worker tells about itself. Written by the worker, but for the last two, which are whoever's who moves queues.
@@ -230,7 +233,10 @@ mod tests {
         vitals.look(40 * US, 2);
         vitals.look(10 * US, 0);
         let pulse = vitals.read();
-        assert_eq!((pulse.busy_ns, pulse.awake_ns, pulse.busy_turns), (70, 100, 1));
+        assert_eq!(
+            (pulse.busy_ns, pulse.awake_ns, pulse.busy_turns),
+            (70, 100, 1)
+        );
         assert_eq!((pulse.delay, pulse.delay_max), (10 * US, 40 * US));
         assert_eq!((pulse.standing, pulse.delay_p99), (0, 40 * US));
         vitals.look(30 * US, 1);
