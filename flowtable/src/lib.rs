@@ -12,6 +12,8 @@
 //!   target when that has completed the last packet it was given.
 //! - [`pins`]: [`Pins`], flows that go elsewhere than their bucket says, learned from what a guest sends.
 //! - [`cache`]: [`FlowCache`], what was decided about a flow, by its full key.
+//! - [`balance`]: the rebalancer, which says what moves from worker to worker by load.
+//! - [`scale`]: the scaler, which says how many workers are awake.
 //!
 //! ```
 //! use vswitch_flowtable::{Indirection, Micros, Position, Target, View};
@@ -41,11 +43,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod cache;
 mod clock;
 pub mod hash;
 pub mod indirection;
 pub mod pins;
+pub mod scale;
 pub mod steer;
 pub mod toeplitz;
 

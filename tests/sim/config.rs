@@ -20,7 +20,7 @@ cases!("config":
 );
 
 /// A configuration as it would be written for this run.
-fn text(dir: &RunDir, config: &str) -> ConfigInput {
+pub(crate) fn text(dir: &RunDir, config: &str) -> ConfigInput {
     let run = dir.path().display().to_string();
     ConfigInput {
         text: format!("control: {{ socket: $RUN/control.sock }}\n{config}").replace("$RUN", &run),
@@ -28,7 +28,7 @@ fn text(dir: &RunDir, config: &str) -> ConfigInput {
     }
 }
 
-fn apply(
+pub(crate) fn apply(
     switch: &Switch<'_>,
     dir: &RunDir,
     config: &str,
@@ -282,15 +282,11 @@ fn the_diff_says_what_a_change_means(dir: &RunDir) -> Result<()> {
 
 fn changes_that_need_a_restart_are_refused(dir: &RunDir) -> Result<()> {
     let switch = Switch::start(dir, THREE)?;
-    let core = switch.show()?.workers[0].core.unwrap_or(0);
-    let config = format!(
-        "workers: [{{ core: {core}, busy-poll: never }}]\n{}",
-        four("")
-    );
+    let config = format!("dpdk: {{ memory: 128 }}\n{}", four(""));
     let (error, message) = refusal(&switch, dir, &config)?;
     check!(
         error == code::NEEDS_RESTART && message.contains("restart"),
-        "new workers were refused with {error}: {message}"
+        "other memory for DPDK was refused with {error}: {message}"
     );
     check!(
         switch.show()?.ports.len() == 3,

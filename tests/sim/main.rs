@@ -30,6 +30,7 @@ mod sessions;
 mod setup;
 mod vlans;
 mod wakeups;
+mod workers;
 
 fn main() -> ExitCode {
     let modules = [
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         regressions::CASES,
         restarts::CASES,
         packed::CASES,
+        workers::CASES,
     ];
     suite::run(modules.concat())
 }

@@ -21,7 +21,7 @@ use vswitch_dpdk::{Capabilities, Device, DeviceArg, PortConfig, RxQueue};
 
 use self::dpdk::PoolUse;
 use crate::forward::PortRef;
-use crate::worker::{QueueKey, Workers};
+use crate::worker::{Input, QueueKey, Workers};
 
 mod dpdk;
 mod gro;
@@ -64,7 +64,7 @@ pub struct NicPort {
     config: config::DpdkPort,
     port: vswitch_dpdk::Port,
     waiting: Vec<RxQueue>,
-    owners: Vec<Option<usize>>,
+    rx_queues: u16,
     output: Arc<NicOutput>,
     bad_checksums: Arc<AtomicU64>,
     since: SystemTime,
@@ -104,7 +104,7 @@ impl NicPort {
         Ok(NicPort {
             config: config.clone(),
             port: started.port,
-            owners: vec![None; started.rx.len()],
+            rx_queues: started.rx.len() as u16,
             waiting: started.rx,
             output: Arc::new(output),
             bad_checksums: Arc::default(),
@@ -115,30 +115,16 @@ impl NicPort {
 
     /// Gives the receive queues to workers.
     pub fn start(&mut self, at: PortRef, workers: &Workers) {
-        for (queue, rx) in self.waiting.drain(..).enumerate() {
-            let key = QueueKey {
-                port: at,
-                queue: queue as u16,
-            };
-            if let Some(owner) = self.owners.get_mut(queue) {
-                let input = NicInput::new(rx, Arc::clone(&self.bad_checksums));
-                *owner = workers.attach_nic(key, input);
-            }
+        for (queue, rx) in (0..).zip(self.waiting.drain(..)) {
+            let input = NicInput::new(rx, Arc::clone(&self.bad_checksums));
+            workers.attach(QueueKey { port: at, queue }, Input::Nic(Box::new(input)));
         }
     }
 
     /// Takes every queue back; the device is closed with the port.
     pub fn stop(&mut self, at: PortRef, workers: &Workers) {
-        for (queue, owner) in self.owners.iter_mut().enumerate() {
-            if let Some(worker) = owner.take() {
-                drop(workers.detach_nic(
-                    worker,
-                    QueueKey {
-                        port: at,
-                        queue: queue as u16,
-                    },
-                ));
-            }
+        for queue in 0..self.rx_queues {
+            drop(workers.detach(QueueKey { port: at, queue }));
         }
         self.output.close();
     }
@@ -146,15 +132,6 @@ impl NicPort {
     /// Where its frames leave.
     pub fn output(&self) -> Arc<NicOutput> {
         Arc::clone(&self.output)
-    }
-
-    /// The receive queues that this worker owns.
-    pub fn queues_of(&self, worker: usize) -> Vec<usize> {
-        let owners = self.owners.iter().enumerate();
-        owners
-            .filter(|(_, o)| **o == Some(worker))
-            .map(|(queue, _)| queue)
-            .collect()
     }
 
     /// Its link, for people.
@@ -191,7 +168,7 @@ impl NicPort {
             driver: self.port.capabilities().driver.clone(),
             mac: Some(config::Mac(self.port.mac())),
             speed_mbps: self.port.link().ok().and_then(|l| l.speed_mbps),
-            queues: self.owners.len() as u16,
+            queues: self.rx_queues,
             tx_queues: self.output.queues(),
             offloads: offloads(self.port.capabilities()),
             bad_checksums: self.bad_checksums.load(Ordering::Relaxed),

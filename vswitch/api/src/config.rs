@@ -108,6 +108,8 @@ pub struct Config {
     /// The threads that forward, each on a core of its own. Default: one, on the last core that
     /// the daemon may use.
     pub workers: Vec<Worker>,
+    /// Which worker handles what, and how many of them are in use.
+    pub steering: Steering,
     /// What is logged.
     pub log: Log,
     /// How DPDK is started, if a port needs it.
@@ -207,6 +209,38 @@ pub enum BusyPoll {
     Adaptive,
     /// Sleeps at once: lowest CPU use.
     Never,
+}
+
+/// Who decides which worker takes frames from which queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Steering {
+    /// Whether queues move between workers to even out their load. Default `auto`.
+    pub rebalance: Rebalance,
+    /// How many workers are in use. Default `auto`.
+    pub scale: Scale,
+}
+
+/// Whether queues move between workers to even out their load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rebalance {
+    /// They do, when that is worth it.
+    #[default]
+    Auto,
+    /// They stay where they are, until `vswitchctl steer` moves them or their worker goes.
+    Off,
+}
+
+/// How many workers are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scale {
+    /// As many as keep delays short; the others have no queues and sleep.
+    #[default]
+    Auto,
+    /// All.
+    All,
 }
 
 /// Logging.

@@ -19,11 +19,13 @@ pub use capture::*;
 pub use counters::*;
 pub use params::*;
 pub use status::*;
+pub use steer::*;
 
 mod capture;
 mod counters;
 mod params;
 mod status;
+mod steer;
 
 /// Bytes of a line at most, its newline included. A configuration of 1 MiB fits, escaped.
 pub const MAX_LINE: usize = 4 << 20;
@@ -82,6 +84,16 @@ pub mod methods {
         FdbFlush = "fdb.flush": FdbFilter => FdbFlushed;
         /// What was received, switched, delivered and dropped, since the daemon started.
         GetCounters = "counters": CountersParams => Counters;
+        /// Everything about the workers.
+        Workers = "workers": NoParams => WorkerList;
+        /// Which worker takes frames from which queue.
+        SteerShow = "steer.show": NoParams => SteerStatus;
+        /// Measures for 50 ms, moves queues if that evens out the load, and says what was decided.
+        SteerRebalance = "steer.rebalance": NoParams => SteerDecisions;
+        /// Moves a queue to a worker and keeps it there, or leaves it to the switch again.
+        SteerSet = "steer.set": SteerSetParams => Done;
+        /// What was decided lately about queues and workers, and why.
+        SteerTrace = "steer.trace": NoParams => SteerDecisions;
         /// The configuration that runs.
         ConfigShow = "config.show": NoParams => ConfigText;
         /// Reads a configuration and names every problem; changes nothing.

@@ -45,6 +45,20 @@ uint16_t dpdk_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs,
 	return rte_eth_tx_prepare(port, queue, mbufs, n);
 }
 
+int dpdk_tx_pending(uint16_t port, uint16_t queue)
+{
+	/* Places are counted from the next free one on, so those in use are the last of the ring. Its
+	 * size is the driver's; beyond it there is -EINVAL. */
+	for (uint16_t offset = 0; offset < UINT16_MAX; offset++) {
+		int status = rte_eth_tx_descriptor_status(port, queue, offset);
+		if (status == RTE_ETH_TX_DESC_FULL)
+			return 1;
+		if (status < 0)
+			return status == -EINVAL && offset > 0 ? 0 : -1;
+	}
+	return 0;
+}
+
 struct rte_mempool *dpdk_pool_create(const char *name, unsigned int n, unsigned int cache,
 				     uint16_t room, int socket)
 {

@@ -109,6 +109,8 @@ FILE *dpdk_log_stream(dpdk_log_write write);
 uint16_t dpdk_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t n);
 uint16_t dpdk_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t n);
 uint16_t dpdk_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t n);
+/* 1 if frames wait to be sent or are being sent, 0 if all are, -1 if the driver cannot tell. */
+int dpdk_tx_pending(uint16_t port, uint16_t queue);
 
 /* A pool of `n` buffers with `room` bytes each, headroom included; NULL and rte_errno. Buffers may
  * lie across pages wherever addresses for devices are virtual ones: DPDK's own function

@@ -114,6 +114,19 @@ impl TxQueue {
         }
     }
 
+    /// True if the device has sent everything that it took, false if not; `None` if its driver cannot tell. Drivers that
+    /// hear of sent frames by the group say `false` until a group is full.
+    pub fn is_drained(&self) -> Option<bool> {
+        let Queue { port, queue, .. } = self.queue;
+        // SAFETY: the port is started while `attachment` lives, and this is its only sender on this queue, so the
+        // driver's state of it stands still.
+        match unsafe { dpdk_sys::dpdk_tx_pending(port, queue) } {
+            0 => Some(true),
+            1 => Some(false),
+            _ => None,
+        }
+    }
+
     /// Has the driver look at offload requests, and drops the frames it refuses.
     fn prepare(&mut self, burst: &mut MbufBurst) -> u32 {
         let Queue { port, queue, .. } = self.queue;

@@ -1,7 +1,9 @@
 //! The command line of `vswitchctl`, as clap reads it; also the source of man pages and
 //! completions.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, ValueHint};
 use vswitch_api::config::{Mac, Owner, Permissions, VlanId, VlanRange};
@@ -40,6 +42,14 @@ pub enum Command {
         /// What to do with ports.
         #[command(subcommand)]
         command: PortCommand,
+    },
+    /// The workers in detail: what they do, how long frames wait for them, which queues they have
+    Workers,
+    /// See and say which worker takes frames from which queue
+    Steer {
+        /// What to do with queues.
+        #[command(subcommand)]
+        command: SteerCommand,
     },
     /// Look at and change the addresses that bridges know
     Fdb {
@@ -81,6 +91,80 @@ pub enum Command {
         #[arg(value_hint = ValueHint::DirPath)]
         directory: Option<PathBuf>,
     },
+}
+
+/// What to do with queues.
+#[derive(Debug, Subcommand)]
+pub enum SteerCommand {
+    /// The queues and their workers
+    Show,
+    /// Measure for a moment and even out the load now, also where that is switched off
+    Rebalance,
+    /// Move a queue to a worker and keep it there, or leave it to the switch again
+    Set {
+        /// A queue, as `steer show` names it: PORT/PAIR, or PORT for its first pair
+        queue: QueueName,
+        /// The number of a worker, or auto
+        worker: WorkerWish,
+    },
+    /// What was decided lately, and why
+    Trace,
+}
+
+/// A queue by name: `vm1/0`, or `vm1` for its first pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueName {
+    /// The port.
+    pub port: String,
+    /// Its queue pair.
+    pub queue: u16,
+}
+
+impl FromStr for QueueName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, queue) = text.split_once('/').unwrap_or((text, "0"));
+        let queue = queue
+            .parse()
+            .map_err(|_| format!("\"{queue}\" is no queue pair; write PORT/PAIR, like vm1/0"))?;
+        if port.is_empty() {
+            return Err("the port is missing; write PORT/PAIR, like vm1/0".into());
+        }
+        Ok(QueueName {
+            port: port.into(),
+            queue,
+        })
+    }
+}
+
+impl fmt::Display for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.port, self.queue)
+    }
+}
+
+/// Where a queue is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerWish {
+    /// With this worker.
+    Number(u16),
+    /// Where it is best.
+    Auto,
+}
+
+impl FromStr for WorkerWish {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(WorkerWish::Auto),
+            number => number
+                .parse()
+                .map(WorkerWish::Number)
+                .map_err(|_| "write the number of a worker, or auto".into()),
+        }
+    }
 }
 
 /// What to do with ports.

@@ -16,7 +16,7 @@ use serde::Serialize;
 use vswitch_api::config::{self, ConfigErrors};
 use vswitch_api::rpc::{self, Method, methods};
 
-use cli::{Cli, Command, ConfigCommand, FdbCommand, PortCommand};
+use cli::{Cli, Command, ConfigCommand, FdbCommand, PortCommand, SteerCommand};
 use client::Client;
 use text::Paint;
 
@@ -31,6 +31,7 @@ mod fdb;
 mod guest;
 mod port;
 mod show;
+mod steer;
 mod text;
 
 /// Why a command did not do what it should.
@@ -110,6 +111,9 @@ fn execute(cli: &Cli) -> Result<ExitCode, CtlError> {
                 counters::render(counters, *all, asker.paint)
             })
         }
+        Command::Workers => asker
+            .ask::<methods::Workers>(&rpc::NoParams {}, |list| steer::workers(list, asker.paint)),
+        Command::Steer { command } => asker.steer(command),
         Command::Port { command } => asker.port(command),
         Command::Fdb { command } => asker.fdb(command),
         Command::Capture(options) => capture::run(&mut asker.connect()?, options, cli.json),
@@ -223,6 +227,23 @@ impl Asker<'_> {
                 }
                 self.tell(&detail, || port::detail(&detail, now(), self.paint))
             }
+        }
+    }
+
+    fn steer(&self, command: &SteerCommand) -> Result<ExitCode, CtlError> {
+        let decisions = |list: &rpc::SteerDecisions| steer::decisions(list, now_ms(), self.paint);
+        match command {
+            SteerCommand::Show => self.ask::<methods::SteerShow>(&rpc::NoParams {}, |status| {
+                steer::show(status, self.paint)
+            }),
+            SteerCommand::Rebalance => {
+                self.ask::<methods::SteerRebalance>(&rpc::NoParams {}, decisions)
+            }
+            SteerCommand::Set { queue, worker } => {
+                let params = steer::to_set(queue, *worker);
+                self.ask::<methods::SteerSet>(&params, |_| steer::was_set(queue, *worker))
+            }
+            SteerCommand::Trace => self.ask::<methods::SteerTrace>(&rpc::NoParams {}, decisions),
         }
     }
 
@@ -355,6 +376,11 @@ fn print(text: impl AsRef<[u8]>) -> Result<(), CtlError> {
 fn now() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.unwrap_or_default().as_secs()
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or_default().as_millis() as u64
 }
 
 /// Compares with `expected/NAME.txt`; with `UPDATE_EXPECTED=1` in the environment, writes it.

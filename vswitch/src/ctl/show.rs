@@ -255,7 +255,7 @@ pub(super) fn busy_poll(busy_poll: BusyPoll) -> &'static str {
     }
 }
 
-fn or_dash(text: &str) -> String {
+pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".into()
     } else {

@@ -329,6 +329,18 @@ fn requests_say_what_was_asked() {
             "fdb.del",
             json!({"mac": "52:54:00:00:00:01", "vlan": 7}),
         ),
+        ("workers", "workers", json!({})),
+        ("steer rebalance", "steer.rebalance", json!({})),
+        (
+            "steer set vm1/2 1",
+            "steer.set",
+            json!({"port": "vm1", "queue": 2, "worker": 1}),
+        ),
+        (
+            "steer set vm1 auto",
+            "steer.set",
+            json!({"port": "vm1", "queue": 0}),
+        ),
         ("fdb flush --port vm1", "fdb.flush", json!({"port": "vm1"})),
         ("counters vm1", "counters", json!({"port": "vm1"})),
     ] {

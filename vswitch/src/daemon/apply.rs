@@ -10,9 +10,10 @@ use vswitch_api::rpc::{Origin, RpcError, code};
 
 use super::bridge::Bridge;
 use super::port::Port;
-use super::switch::{Switch, mtu_of, resource};
+use super::switch::{Switch, duties, mtu_of, resource, wanted_workers};
 use super::watch::Watch;
 use crate::forward::{BridgeIndex, MAX_BRIDGES};
+use crate::worker::registry::Change;
 
 impl Switch {
     /// Makes the ports and bridges of the file what `new` says. Ports of `port add` stay.
@@ -35,7 +36,14 @@ impl Switch {
             ));
         }
         let anew = self.made_anew(&new, &plan);
-        let (made, waiting) = self.prepare(&new, &anew)?;
+        let workers = self.prepare_workers(&new)?;
+        let (made, waiting) = match self.prepare(&new, &anew) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.workers.abandon(workers);
+                return Err(error);
+            }
+        };
 
         // From here on there is no way back.
         let gone = self
@@ -59,7 +67,14 @@ impl Switch {
             .filter_map(|name| self.open_freed(name, &new).err())
             .collect();
         self.config = new;
+        let places = self.workers.places();
+        for port in self.ports.values_mut() {
+            port.grow_counters(places);
+        }
         self.publish();
+        // After the snapshot: what a new worker forwards it counts there.
+        self.workers.commit(workers);
+        self.steward.configure(duties(&self.config));
         self.set_going(anew.iter().map(String::as_str), watch);
         self.pin_static_addresses();
         if failures.is_empty() {
@@ -73,6 +88,17 @@ impl Switch {
                 reasons.join("; ")
             ),
         ))
+    }
+
+    /// Starts the workers that are new; they have nothing to do yet.
+    fn prepare_workers(&self, new: &Config) -> Result<Change, RpcError> {
+        let prepared = self.workers.prepare(&wanted_workers(new));
+        prepared.map_err(|error| {
+            RpcError::new(
+                code::SYSTEM,
+                format!("no more workers can be started: {error}. Nothing was applied"),
+            )
+        })
     }
 
     fn check_against_runtime_ports(&self, new: &Config) -> Result<(), RpcError> {

@@ -30,7 +30,7 @@ use super::log::Budget;
 use super::socket::{self, Listener, SocketError};
 use crate::forward::PortRef;
 use crate::forward::snapshot::GuestQueues;
-use crate::worker::{QueueKey, Report, Shared, Workers};
+use crate::worker::{Input, QueueKey, Report, Shared, Workers};
 
 /// What is known about the guest of a port.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ pub struct Facts {
     pub protocol: u64,
     /// Memory regions, and their bytes.
     pub memory: (u32, u64),
-    /// Per queue pair: the worker of its transmit ring, and ring sizes.
+    /// Per queue pair: what is in use, and ring sizes.
     pub pairs: Vec<PairFacts>,
     /// How often somebody has connected.
     pub connections: u64,
@@ -69,8 +69,8 @@ impl Facts {
 /// What is known about a queue pair.
 #[derive(Clone, Debug, Default)]
 pub struct PairFacts {
-    /// Its transmit ring's worker.
-    pub tx_worker: Option<usize>,
+    /// Its transmit ring is with the workers.
+    pub taken: bool,
     /// Descriptors of its transmit ring.
     pub tx_size: u16,
     /// Descriptors of its receive ring.
@@ -122,18 +122,19 @@ impl Link {
 impl Rings for Link {
     fn attach_tx(&mut self, pair: QueuePair, ring: TxRing) {
         let size = ring.size();
-        let worker = self.workers.attach(self.key(pair), ring);
+        let input = Input::Guest(Box::new(ring));
+        let worker = self.workers.attach(self.key(pair), input);
         self.with_pair(pair, |p| {
-            p.tx_worker = worker;
+            p.taken = worker.is_some();
             p.tx_size = size;
             p.error = None;
         });
     }
 
     fn detach_tx(&mut self, pair: QueuePair) -> Option<TxRing> {
-        let mut worker = None;
-        self.with_pair(pair, |p| worker = p.tx_worker.take());
-        self.workers.detach(worker?, self.key(pair))
+        self.with_pair(pair, |p| p.taken = false);
+        // Whoever has it by now: it may have been moved since it was attached, and may be on its way.
+        self.workers.detach_ring(self.key(pair))
     }
 
     fn attach_rx(&mut self, pair: QueuePair, ring: RxRing) {

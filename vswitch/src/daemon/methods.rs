@@ -1,6 +1,5 @@
 //! The methods of the control socket, but for captures.
 
-use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vswitch_api::config::{self, AdminLink, Config, ConfigErrors, SocketMode};
@@ -8,7 +7,7 @@ use vswitch_api::rpc::{
     self, BridgeStatus, ConfigChecked, ConfigInput, ConfigText, Counters, DaemonStatus, Done,
     FdbEntry, FdbFilter, FdbFlushed, FdbList, Kind, Link, LinkState, MemoryStatus, Method, Origin,
     PortAdded, PortCounters, PortDetail, PortStatus, PortTotals, QueueStatus, Request, RpcError,
-    RxCounters, Status, TxCounters, Version, VhostStatus, WorkerQueue, WorkerStatus, code, methods,
+    RxCounters, Status, TxCounters, Version, VhostStatus, WorkerStatus, code, methods,
 };
 use vswitch_packet::MacAddr;
 use vswitch_vhost::features;
@@ -16,10 +15,12 @@ use vswitch_vhost::features;
 use super::control::to_value;
 use super::guest::GuestPort;
 use super::port::{Attachment, Port};
+use super::steer;
 use super::switch::Switch;
 use super::watch::Watch;
-use crate::forward::Vid;
 use crate::forward::counters::{InputDrop, OutputDrop, Totals};
+use crate::forward::{PortRef, Vid};
+use crate::worker::QueueKey;
 
 /// Carries out one request.
 pub(super) fn call(
@@ -41,7 +42,7 @@ pub(super) fn call(
         methods::PortShow::NAME => run::<methods::PortShow>(r, |p| port_show(switch, &p.name)),
         methods::PortAdd::NAME => run::<methods::PortAdd>(r, |p| {
             switch.add_port(&p.name, p.port, watch)?;
-            let port = port_status(switch.find_port(&p.name)?);
+            let port = port_status(switch, switch.find_port(&p.name)?);
             Ok(PortAdded {
                 port,
                 survives_restart: false,
@@ -55,7 +56,7 @@ pub(super) fn call(
             if let Some(link) = p.link {
                 switch.set_link(&p.name, link, watch)?;
             }
-            Ok(port_status(switch.find_port(&p.name)?))
+            Ok(port_status(switch, switch.find_port(&p.name)?))
         }),
         methods::FdbShow::NAME => run::<methods::FdbShow>(r, |p| fdb_show(switch, &p)),
         methods::FdbAdd::NAME => run::<methods::FdbAdd>(r, |p| fdb_add(switch, &p)),
@@ -63,6 +64,15 @@ pub(super) fn call(
         methods::FdbFlush::NAME => run::<methods::FdbFlush>(r, |p| fdb_flush(switch, &p)),
         methods::GetCounters::NAME => {
             run::<methods::GetCounters>(r, |p| counters(switch, p.port.as_deref()))
+        }
+        methods::Workers::NAME => run::<methods::Workers>(r, |_| Ok(steer::workers(switch))),
+        methods::SteerShow::NAME => run::<methods::SteerShow>(r, |_| Ok(steer::show(switch))),
+        methods::SteerRebalance::NAME => run::<methods::SteerRebalance>(r, |_| {
+            Ok(steer::decisions(switch, switch.steward.rebalance()))
+        }),
+        methods::SteerSet::NAME => run::<methods::SteerSet>(r, |p| steer::set(switch, &p)),
+        methods::SteerTrace::NAME => {
+            run::<methods::SteerTrace>(r, |_| Ok(steer::decisions(switch, switch.steward.trace())))
         }
         methods::ConfigShow::NAME => run::<methods::ConfigShow>(r, |_| config_show(switch)),
         methods::ConfigCheck::NAME => run::<methods::ConfigCheck>(r, |p| {
@@ -123,7 +133,11 @@ fn show(switch: &Switch) -> Status {
             .iter()
             .map(|(name, b)| bridge_status(switch, name, b))
             .collect(),
-        ports: switch.ports.values().map(port_status).collect(),
+        ports: switch
+            .ports
+            .values()
+            .map(|port| port_status(switch, port))
+            .collect(),
     }
 }
 
@@ -140,46 +154,18 @@ fn bridge_status(switch: &Switch, name: &str, bridge: &super::bridge::Bridge) ->
 }
 
 fn workers(switch: &Switch) -> Vec<WorkerStatus> {
-    let handles = switch.workers.handles().iter().enumerate();
-    handles
-        .map(|(index, handle)| WorkerStatus {
-            index: index as u16,
-            core: Some(handle.core),
-            busy_poll: match handle.busy_poll {
-                crate::worker::BusyPoll::Always => config::BusyPoll::Always,
-                crate::worker::BusyPoll::Adaptive => config::BusyPoll::Adaptive,
-                crate::worker::BusyPoll::Never => config::BusyPoll::Never,
-            },
-            queues: switch
-                .ports
-                .values()
-                .flat_map(|p| queues_of(p, index))
-                .collect(),
-            busy_share: switch.busy_shares.get(index).copied().unwrap_or_default(),
-            asleep: handle.vitals.asleep.load(Ordering::Relaxed),
-        })
-        .collect()
-}
-
-fn queues_of(port: &Port, worker: usize) -> Vec<WorkerQueue> {
-    let queues: Vec<usize> = match &port.attachment {
-        Attachment::Guest(guest) => {
-            let pairs = guest.facts().pairs;
-            let mine = pairs
-                .iter()
-                .enumerate()
-                .filter(|(_, p)| p.tx_worker == Some(worker));
-            mine.map(|(pair, _)| pair).collect()
-        }
-        Attachment::Absent(_) => Vec::new(),
-        #[cfg(feature = "dpdk")]
-        Attachment::Nic(nic) => nic.queues_of(worker),
-    };
-    let named = queues.into_iter();
-    named
-        .map(|queue| WorkerQueue {
-            port: port.name.to_string(),
-            queue: queue as u16,
+    let workers = switch.workers.list().into_iter();
+    workers
+        .map(|worker| {
+            let shares = switch.shares.get(worker.index);
+            WorkerStatus {
+                index: worker.index as u16,
+                core: Some(worker.wanted.core),
+                busy_poll: steer::busy_poll(worker.wanted.busy_poll),
+                queues: steer::named(switch, &worker.queues),
+                busy_share: shares.map_or(0.0, |s| s.busy),
+                asleep: worker.vitals.read().asleep,
+            }
         })
         .collect()
 }
@@ -187,7 +173,7 @@ fn queues_of(port: &Port, worker: usize) -> Vec<WorkerQueue> {
 fn port_show(switch: &Switch, name: &str) -> Result<PortDetail, RpcError> {
     let port = switch.find_port(name)?;
     Ok(PortDetail {
-        status: port_status(port),
+        status: port_status(switch, port),
         config: port.config.clone(),
         mtu: switch
             .bridges
@@ -197,7 +183,7 @@ fn port_show(switch: &Switch, name: &str) -> Result<PortDetail, RpcError> {
     })
 }
 
-fn port_status(port: &Port) -> PortStatus {
+fn port_status(switch: &Switch, port: &Port) -> PortStatus {
     let totals = port.totals();
     let (kind, link) = match &port.attachment {
         Attachment::Guest(guest) => (Kind::VhostUser, guest_link(port, guest)),
@@ -215,7 +201,7 @@ fn port_status(port: &Port) -> PortStatus {
         admin_up: port.admin == AdminLink::Up,
         link,
         vhost: match &port.attachment {
-            Attachment::Guest(guest) => Some(vhost_status(guest)),
+            Attachment::Guest(guest) => Some(vhost_status(switch, port.at, guest)),
             _ => None,
         },
         dpdk: match &port.attachment {
@@ -289,7 +275,7 @@ fn guest_link(port: &Port, guest: &GuestPort) -> Link {
     }
 }
 
-fn vhost_status(guest: &GuestPort) -> VhostStatus {
+fn vhost_status(switch: &Switch, at: PortRef, guest: &GuestPort) -> VhostStatus {
     let facts = guest.facts();
     let attached = guest.attached();
     let negotiated = if attached { facts.virtio } else { 0 };
@@ -321,11 +307,17 @@ fn vhost_status(guest: &GuestPort) -> VhostStatus {
             .pairs
             .iter()
             .enumerate()
-            .filter(|(_, p)| p.enabled || p.tx_worker.is_some())
+            .filter(|(_, p)| p.enabled || p.taken)
             .map(|(pair, p)| QueueStatus {
                 pair: pair as u16,
                 enabled: p.enabled,
-                tx_worker: p.tx_worker.map(|w| w as u16),
+                tx_worker: switch
+                    .workers
+                    .owner(QueueKey {
+                        port: at,
+                        queue: pair as u16,
+                    })
+                    .map(|w| w as u16),
                 rx_ring_size: p.rx_size,
                 tx_ring_size: p.tx_size,
             })

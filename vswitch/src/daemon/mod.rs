@@ -8,7 +8,7 @@
 //!
 //! - [`switch`]: bridges, ports, and every change to them; `apply` changes the whole configuration
 //! - [`guest`], [`port`], [`bridge`]: the things it keeps
-//! - [`control`], [`methods`]: the control socket
+//! - [`control`], [`methods`], [`steer`]: the control socket
 //! - [`watch`]: how descriptors find their way to whom they concern
 //! - [`socket`], [`log`], [`cli`]: what a daemon needs
 
@@ -21,6 +21,7 @@ pub mod log;
 mod methods;
 pub mod port;
 pub mod socket;
+mod steer;
 pub mod switch;
 pub mod watch;
 
@@ -256,7 +257,7 @@ impl Main {
         let ports = self.switch.ports.len();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            workers = self.switch.workers.handles().len(),
+            workers = self.switch.workers.list().len(),
             ports,
             control = %self.control.path().display(),
             "ready"

@@ -49,8 +49,8 @@ pub struct Port {
     pub admin: AdminLink,
     /// What is on the other side.
     pub attachment: Attachment,
-    /// A block for each worker.
-    pub counters: Arc<[PortCounters]>,
+    /// A block for each worker, by its number.
+    pub counters: Arc<[Arc<PortCounters>]>,
     /// Why it does not work, if it was to be opened again and could not.
     pub failure: Option<String>,
     /// When it was made.
@@ -77,7 +77,7 @@ impl Port {
             config,
             origin,
             attachment,
-            counters: (0..workers).map(|_| PortCounters::default()).collect(),
+            counters: (0..workers).map(|_| Arc::default()).collect(),
             failure: None,
             made: SystemTime::now(),
             rates: Rates::default(),
@@ -105,6 +105,14 @@ impl Port {
                 Attachment::Nic(nic) => Output::Nic(nic.output()),
             },
             counters: Arc::clone(&self.counters),
+        }
+    }
+
+    /// Makes room for the counters of more workers, from the next snapshot on. What was counted stays.
+    pub fn grow_counters(&mut self, workers: usize) {
+        if workers > self.counters.len() {
+            let new = (self.counters.len()..workers).map(|_| Arc::default());
+            self.counters = self.counters.iter().cloned().chain(new).collect();
         }
     }
 

@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use vswitch_api::config::{self, AdminLink, Config, Environment, Offload, PortKind};
 use vswitch_api::rpc::{Origin, RpcError, code};
@@ -22,6 +22,10 @@ use crate::forward::fdb::CoarseSecond;
 use crate::forward::learn::{self, LearnMailbox};
 use crate::forward::{MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
+use crate::worker::bell::Bell;
+use crate::worker::registry::Wanted;
+use crate::worker::steward::{Duties, Steward};
+use crate::worker::vitals::{Pulse, Vitals};
 use crate::worker::{BusyPoll, Report, Shared, Workers};
 
 /// Reports that may wait for the main thread. Every port may end two sessions before they are read, so that a session's
@@ -40,21 +44,34 @@ pub struct Switch {
     pub shared: Arc<Shared>,
     /// The threads that forward.
     pub workers: Arc<Workers>,
+    /// Who moves queues between them.
+    pub steward: Arc<Steward>,
     /// By name.
     pub bridges: BTreeMap<String, Bridge>,
     /// By name.
     pub ports: BTreeMap<String, Port>,
     /// When the daemon started.
     pub started: Instant,
-    /// What each worker did in the last interval: its busy share.
-    pub busy_shares: Vec<f64>,
-    busy_before: Vec<u64>,
+    /// What each worker did in the last interval, by its number.
+    pub shares: Vec<Shares>,
     sampled: Instant,
     /// Who holds each place, and how many have before. Twice as many as ports, so that all can be made anew at once.
     places: Vec<Place>,
     taps: Vec<Arc<Tap>>,
     /// Ports whose listener could not accept and is left alone until the next tick.
     resting: Vec<PortIndex>,
+}
+
+/// What a worker did in the last measuring interval.
+#[derive(Clone, Debug, Default)]
+pub struct Shares {
+    /// Share of the interval spent on frames.
+    pub busy: f64,
+    /// Share of it spent awake.
+    pub awake: f64,
+    /// Its figures at the end, and whose they are.
+    before: Pulse,
+    of: Weak<Vitals>,
 }
 
 #[derive(Clone, Default)]
@@ -78,13 +95,11 @@ impl Switch {
             clock: AtomicU32::new(0),
             learn: Arc::new(LearnMailbox::new(learn::QUEUE)?),
             reports: Mailbox::new(REPORTS)?,
+            bell: Bell::new()?,
         });
-        let cores: Vec<_> = config
-            .workers
-            .iter()
-            .map(|w| (w.core, busy_poll(w.busy_poll)))
-            .collect();
-        let workers = Workers::start(&cores, &shared)?;
+        let workers = Workers::start(&wanted_workers(config), &shared)?;
+        let steward = Steward::start(&workers, &shared, duties(config))?;
+        steward.configure(duties(config));
         Ok(Switch {
             environment,
             file,
@@ -94,9 +109,9 @@ impl Switch {
                 ..config.clone()
             },
             shared,
-            busy_shares: vec![0.0; cores.len()],
-            busy_before: vec![0; cores.len()],
+            shares: Vec::new(),
             workers,
+            steward,
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
             started: Instant::now(),
@@ -293,7 +308,7 @@ impl Switch {
             }
             #[cfg(feature = "dpdk")]
             PortKind::Dpdk(dpdk) => {
-                let workers = self.workers.handles().len();
+                let workers = self.workers.places();
                 crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu, workers)
                     .map(Attachment::Nic)
                     .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
@@ -308,7 +323,7 @@ impl Switch {
         };
         match made {
             Ok(attachment) => {
-                let workers = self.workers.handles().len();
+                let workers = self.workers.places();
                 Ok(Port::new(at, name, wanted, origin, attachment, workers))
             }
             Err(error) => {
@@ -334,7 +349,7 @@ impl Switch {
             }
             PortKind::Dpdk(_) => Attachment::absent(),
         };
-        let workers = self.workers.handles().len();
+        let workers = self.workers.places();
         let mut port = Port::new(at, name, wanted, Origin::File, attachment, workers);
         port.failure = Some(reason.message.clone());
         Ok(port)
@@ -501,12 +516,12 @@ impl Switch {
         for port in self.ports.values_mut() {
             port.sample(elapsed.as_secs_f64());
         }
-        let handles = self.workers.handles().iter();
-        let shares = self.busy_shares.iter_mut().zip(&mut self.busy_before);
-        for (handle, (share, before)) in handles.zip(shares) {
-            let busy = handle.vitals.busy_ns.load(Ordering::Relaxed);
-            *share = (busy - *before) as f64 / elapsed.as_nanos() as f64;
-            *before = busy;
+        self.shares
+            .resize_with(self.workers.places(), Shares::default);
+        for worker in self.workers.list() {
+            if let Some(shares) = self.shares.get_mut(worker.index) {
+                shares.sample(&worker.vitals, elapsed);
+            }
         }
     }
 
@@ -566,6 +581,7 @@ impl Switch {
         for name in names {
             self.take_out(&name, watch);
         }
+        self.steward.stop();
         self.workers.stop();
     }
 }
@@ -602,6 +618,41 @@ fn close(guest: &mut GuestPort, watch: &mut dyn Watch) {
         watch.unwatch(listener);
     }
     guest.close();
+}
+
+impl Shares {
+    fn sample(&mut self, vitals: &Arc<Vitals>, elapsed: Duration) {
+        // A number that was given anew begins anew.
+        let same = std::ptr::eq(self.of.as_ptr(), Arc::as_ptr(vitals));
+        let before = if same { self.before } else { Pulse::default() };
+        let now = vitals.read();
+        let share = |now: u64, before: u64| (now - before) as f64 / elapsed.as_nanos() as f64;
+        *self = Shares {
+            busy: share(now.busy_ns, before.busy_ns),
+            awake: share(now.awake_ns, before.awake_ns),
+            before: now,
+            of: Arc::downgrade(vitals),
+        };
+    }
+}
+
+/// What the steward may do by a configuration.
+pub(super) fn duties(config: &Config) -> Duties {
+    Duties {
+        rebalance: config.steering.rebalance == config::Rebalance::Auto,
+        scale: config.steering.scale == config::Scale::Auto,
+    }
+}
+
+/// The workers of a configuration.
+pub(super) fn wanted_workers(config: &Config) -> Vec<Wanted> {
+    let workers = config.workers.iter();
+    workers
+        .map(|w| Wanted {
+            core: w.core,
+            busy_poll: busy_poll(w.busy_poll),
+        })
+        .collect()
 }
 
 fn busy_poll(mode: config::BusyPoll) -> BusyPoll {

@@ -7,6 +7,7 @@
 //! - per output, `offered = delivered + drops by name`;
 //! - over the switch, `copies = sum of offered`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vswitch_vhost::ChainError;
@@ -242,7 +243,7 @@ pub struct Totals {
 
 impl Totals {
     /// Adds up what each worker counted.
-    pub fn of<'a>(workers: impl IntoIterator<Item = &'a PortCounters>) -> Self {
+    pub fn of<'a>(workers: impl IntoIterator<Item = &'a Arc<PortCounters>>) -> Self {
         let mut t = Totals::default();
         for c in workers {
             // Outcomes before inputs: a reader that races a worker sees no more outcomes than frames.
@@ -290,7 +291,10 @@ mod tests {
 
     #[test]
     fn workers_add_up() {
-        let (a, b) = (PortCounters::default(), PortCounters::default());
+        let (a, b) = (
+            Arc::new(PortCounters::default()),
+            Arc::new(PortCounters::default()),
+        );
         a.received.add(3);
         b.received.add(4);
         b.drop_input(InputDrop::Runt);

@@ -215,7 +215,6 @@ fn destination(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forward::counters::PortCounters;
     use crate::forward::fdb::FdbWriter;
     use crate::forward::snapshot::{BridgeSpec, GuestQueues, Output, PortSpec};
     use crate::forward::vlan::VlanRule;
@@ -238,7 +237,7 @@ mod tests {
             admin_up: true,
             offloads: vswitch_packet::Accepts::default(),
             output: Output::Guest(Arc::new(GuestQueues::new(1, [0; 16]))),
-            counters: Arc::new([PortCounters::default()]),
+            counters: Arc::new([Arc::default()]),
         })
     }
 

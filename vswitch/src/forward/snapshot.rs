@@ -111,6 +111,16 @@ impl Snapshot {
     pub fn outputs(&self) -> usize {
         self.outputs.len()
     }
+
+    /// The ports that are NICs.
+    #[cfg(feature = "dpdk")]
+    pub fn nics(&self) -> impl Iterator<Item = &Arc<crate::nic::NicOutput>> {
+        let outputs = self.ports.iter().flatten().map(|port| &port.output);
+        outputs.filter_map(|output| match output {
+            Output::Nic(nic) => Some(nic),
+            Output::Guest(_) => None,
+        })
+    }
 }
 
 /// What a bridge is made of.
@@ -154,8 +164,8 @@ pub struct PortSpec {
     pub offloads: Accepts,
     /// Where its frames go.
     pub output: Output,
-    /// A block for each worker.
-    pub counters: Arc<[PortCounters]>,
+    /// A block for each worker, by its number.
+    pub counters: Arc<[Arc<PortCounters>]>,
 }
 
 /// A port in its place.

@@ -41,15 +41,16 @@ impl NicInput {
         adopt_thread();
     }
 
-    /// Takes a burst and shows it to `forward`. True if there was one. `takes` says what the receiver of a frame with
+    /// Takes a burst and shows it to `forward`; says how many packets were taken. `takes` says what the receiver of a frame with
     /// this head takes, if there is only one.
     pub fn poll(
         &mut self,
         takes: impl Fn(&[u8]) -> Accepts,
         forward: impl FnOnce(&NicBurst<'_>),
-    ) -> bool {
-        if self.queue.rx_burst(&mut self.mbufs) == 0 {
-            return false;
+    ) -> usize {
+        let taken = self.queue.rx_burst(&mut self.mbufs);
+        if taken == 0 {
+            return 0;
         }
         let trains = if self.mbufs.len() > 1 {
             gro::merge(&mut self.mbufs, takes)
@@ -66,7 +67,7 @@ impl NicInput {
             forward(&burst);
         }
         self.mbufs.clear();
-        true
+        taken
     }
 }
 

@@ -1,5 +1,7 @@
 //! To the NIC: frames copied into packet buffers, with what is left to do asked of the device.
 
+use std::time::Instant;
+
 use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 use vswitch_dpdk::{FrameError, MbufBurst, Mempool, Stock, TxCapabilities, TxQueue};
@@ -20,8 +22,8 @@ const EVERYTHING: Accepts = Accepts {
     ecn: true,
 };
 
-/// The transmit queues of a device. Where there is one for each worker, its lock is taken by nobody else while the port is
-/// there.
+/// The transmit queues of a device. Where there is one for each worker, its lock is taken by nobody else but who moves a
+/// queue from one worker to another. Workers beyond the number of queues share them.
 pub struct NicOutput {
     queues: Box<[Mutex<Option<NicTx>>]>,
     device: TxCapabilities,
@@ -67,6 +69,34 @@ impl NicOutput {
     pub(super) fn close(&self) {
         for queue in &self.queues {
             queue.lock().take();
+        }
+    }
+
+    /// The queue that a worker sends by.
+    #[inline]
+    fn queue_of(&self, worker: usize) -> Option<&Mutex<Option<NicTx>>> {
+        self.queues.get(worker % self.queues.len().max(1))
+    }
+
+    /// Waits until the device has sent what the first of two workers gave it, if the second sends by another queue. False
+    /// if it had not by then, or cannot tell.
+    pub fn settle(&self, from: usize, to: usize, until: Instant) -> bool {
+        let queues = self.queues.len().max(1);
+        if from % queues == to % queues {
+            return true;
+        }
+        loop {
+            // Between two looks the lock is free: the worker sends for its other inputs.
+            let done = self.queue_of(from).is_none_or(|place| {
+                let place = place.lock();
+                place
+                    .as_ref()
+                    .is_none_or(|tx| tx.queue.is_drained() == Some(true))
+            });
+            if done || Instant::now() >= until {
+                return done;
+            }
+            std::thread::yield_now();
         }
     }
 

@@ -47,6 +47,11 @@ impl Idle {
         }
     }
 
+    /// Changes what it does from the next turn on.
+    pub fn set_mode(&mut self, mode: BusyPoll) {
+        (self.mode, self.since) = (mode, None);
+    }
+
     /// After a turn: is it time to sleep?
     #[inline]
     pub fn should_sleep(&mut self, worked: bool, now: Instant) -> bool {
@@ -183,5 +188,7 @@ mod tests {
         let mut always = Idle::new(BusyPoll::Always);
         assert!(!always.should_sleep(false, t) && !always.should_sleep(false, late));
         assert!(Idle::new(BusyPoll::Never).should_sleep(false, t));
+        always.set_mode(BusyPoll::Never);
+        assert!(always.should_sleep(false, late), "and can be changed");
     }
 }

@@ -2,56 +2,74 @@
 //!
 //! # Theory of operation
 //!
-//! A worker owns guests' transmit rings and NICs' receive queues. They come and go by letter: whoever brings a ring
-//! hands it over by value, whoever wants it back waits for the worker to put it into the reply. So a ring has one owner
+//! A worker owns guests' transmit rings and NICs' receive queues. They come and go by letter: whoever brings a queue
+//! hands it over by value, whoever wants it back waits for the worker to put it into the reply. So a queue has one owner
 //! at any time, and when a session has its ring back no worker touches the guest's memory through it.
 //!
 //! A turn polls every owned queue for one burst and forwards it ([`turn`](Worker::turn)). When turns stay empty the
 //! worker spins for a while ([`idle`]), then asks every ring for a kick, looks again, and sleeps in epoll.
+//!
+//! - [`registry`]: which workers there are and who owns which queue; workers come, go and change while frames pass
+//! - [`vitals`]: what workers tell about themselves; a busy one looks at its queues once per [`LOOK`]
+//! - [`steward`]: moves queues between workers, and decides how many of them are in use; woken through a [`bell`]
 //!
 //! # Limits
 //!
 //! One burst of 32 frames a queue and turn, so a busy queue cannot starve its neighbours. [`MAIL`] letters wait at most;
 //! who writes more waits.
 
+pub mod bell;
 pub mod idle;
+pub mod node;
 mod queues;
+pub mod registry;
+pub mod steward;
+pub mod vitals;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustix::thread::CpuSet;
-use vswitch_vhost::{TxRing, TxScratch};
+use vswitch_vhost::TxScratch;
 
 use crate::daemon::SessionId;
 use crate::forward::fdb::CoarseSecond;
 use crate::forward::learn::LearnMailbox;
 use crate::forward::{Forwarder, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
+use bell::{Bell, Ears};
 pub use idle::BusyPoll;
 use idle::{Idle, Poller};
-pub use queues::QueueKey;
-use queues::{GuestQueue, Queues};
+use queues::Queues;
+pub use queues::{Input, QueueKey};
+pub use registry::Workers;
+use vitals::{QueueVitals, Vitals};
 
 /// Letters that may wait for a worker.
 const MAIL: usize = 256;
+/// How often a busy worker looks whether its queues keep up.
+pub const LOOK: Duration = Duration::from_micros(25);
+/// A queue that has not been seen empty for so long wants another worker.
+pub const DELAY_LIMIT: Duration = Duration::from_micros(20);
+/// Looks in a row that find the same queue never empty in between.
+pub const STANDING_LIMIT: u32 = 2;
+/// A worker that was busy for so long, in at most eight times the time, is worth a look from outside.
+const BUSY_NEWS: Duration = Duration::from_millis(1);
 
 /// What a worker is asked to do.
-pub enum Letter {
-    /// Own this ring from now on.
-    AttachGuest(QueueKey, Box<TxRing>),
-    /// Give the ring back.
-    DetachGuest(QueueKey, mpsc::SyncSender<Option<TxRing>>),
-    /// Own this NIC queue from now on.
-    #[cfg(feature = "dpdk")]
-    AttachNic(QueueKey, Box<crate::nic::NicInput>),
-    /// Give the NIC queue back.
-    #[cfg(feature = "dpdk")]
-    DetachNic(QueueKey, mpsc::SyncSender<Option<crate::nic::NicInput>>),
+enum Letter {
+    /// Own this queue from now on.
+    Attach(QueueKey, Input, Arc<QueueVitals>),
+    /// Give the queue back.
+    Detach(QueueKey, mpsc::SyncSender<Option<Input>>),
+    /// Run on this core from now on.
+    Pin(u32),
+    /// Do this when idle from now on.
+    BusyPoll(BusyPoll),
     /// End.
     Stop,
 }
@@ -73,6 +91,8 @@ pub struct Shared {
     pub learn: Arc<LearnMailbox>,
     /// News for the main thread.
     pub reports: Mailbox<Report>,
+    /// What busy workers ring.
+    pub bell: Bell,
 }
 
 impl Shared {
@@ -82,164 +102,6 @@ impl Shared {
             report = back;
             thread::sleep(std::time::Duration::from_millis(1));
         }
-    }
-}
-
-/// What a worker tells about itself. Written by the worker alone.
-#[derive(Default)]
-#[repr(align(128))]
-pub struct Vitals {
-    /// Nanoseconds spent in turns that moved frames.
-    pub busy_ns: AtomicU64,
-    /// Nanoseconds spent awake.
-    pub awake_ns: AtomicU64,
-    /// Times it went to sleep.
-    pub sleeps: AtomicU64,
-    /// Turns that moved frames.
-    pub busy_turns: AtomicU64,
-    /// Sleeping now.
-    pub asleep: AtomicBool,
-}
-
-/// A worker seen from outside.
-pub struct Handle {
-    /// Its core.
-    pub core: u32,
-    /// What it does when idle.
-    pub busy_poll: BusyPoll,
-    /// What it tells about itself.
-    pub vitals: Arc<Vitals>,
-    /// Queues it owns.
-    pub queues: AtomicUsize,
-    mail: Arc<Mailbox<Letter>>,
-}
-
-impl Handle {
-    fn send(&self, mut letter: Letter) {
-        while let Err(back) = self.mail.put(letter) {
-            letter = back;
-            thread::yield_now();
-        }
-    }
-}
-
-/// All workers.
-pub struct Workers {
-    handles: Vec<Handle>,
-    threads: parking_lot::Mutex<Vec<thread::JoinHandle<()>>>,
-}
-
-impl Workers {
-    /// Starts a worker per core.
-    ///
-    /// # Errors
-    /// A thread or descriptor that the system did not give.
-    pub fn start(cores: &[(u32, BusyPoll)], shared: &Arc<Shared>) -> io::Result<Arc<Self>> {
-        let mut handles = Vec::new();
-        let mut threads = Vec::new();
-        for (index, &(core, busy_poll)) in cores.iter().enumerate() {
-            let mail = Arc::new(Mailbox::new(MAIL)?);
-            let vitals = Arc::new(Vitals::default());
-            let worker = Worker {
-                core,
-                shared: Arc::clone(shared),
-                forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
-                scratch: TxScratch::new(),
-                queues: Queues::new(index, Poller::new(&mail)?),
-                idle: Idle::new(busy_poll),
-                mail: Arc::clone(&mail),
-                vitals: Arc::clone(&vitals),
-            };
-            let name = format!("worker/{index}");
-            threads.push(
-                thread::Builder::new()
-                    .name(name)
-                    .spawn(move || worker.run())?,
-            );
-            handles.push(Handle {
-                core,
-                busy_poll,
-                vitals,
-                queues: AtomicUsize::new(0),
-                mail,
-            });
-        }
-        Ok(Arc::new(Workers {
-            handles,
-            threads: parking_lot::Mutex::new(threads),
-        }))
-    }
-
-    /// The workers, by index.
-    pub fn handles(&self) -> &[Handle] {
-        &self.handles
-    }
-
-    /// Gives a ring to the worker with the fewest queues; returns which that is.
-    pub fn attach(&self, key: QueueKey, ring: TxRing) -> Option<usize> {
-        let worker = self.least_loaded()?;
-        self.post(worker, Letter::AttachGuest(key, Box::new(ring)));
-        Some(worker)
-    }
-
-    /// Takes a ring back from its worker. When this returns the worker no longer touches it.
-    pub fn detach(&self, worker: usize, key: QueueKey) -> Option<TxRing> {
-        self.recall(worker, |reply| Letter::DetachGuest(key, reply))
-    }
-
-    /// Gives a NIC queue to the worker with the fewest queues; returns which that is.
-    #[cfg(feature = "dpdk")]
-    pub fn attach_nic(&self, key: QueueKey, queue: crate::nic::NicInput) -> Option<usize> {
-        let worker = self.least_loaded()?;
-        self.post(worker, Letter::AttachNic(key, Box::new(queue)));
-        Some(worker)
-    }
-
-    /// Takes a NIC queue back.
-    #[cfg(feature = "dpdk")]
-    pub fn detach_nic(&self, worker: usize, key: QueueKey) -> Option<crate::nic::NicInput> {
-        self.recall(worker, |reply| Letter::DetachNic(key, reply))
-    }
-
-    /// Ends all workers and waits for them.
-    pub fn stop(&self) {
-        for handle in &self.handles {
-            handle.send(Letter::Stop);
-        }
-        for thread in self.threads.lock().drain(..) {
-            let _ = thread.join();
-        }
-    }
-
-    fn least_loaded(&self) -> Option<usize> {
-        let loads = self
-            .handles
-            .iter()
-            .map(|h| h.queues.load(Ordering::Relaxed))
-            .enumerate();
-        loads
-            .min_by_key(|(_, queues)| *queues)
-            .map(|(index, _)| index)
-    }
-
-    fn post(&self, worker: usize, letter: Letter) {
-        if let Some(handle) = self.handles.get(worker) {
-            handle.queues.fetch_add(1, Ordering::Relaxed);
-            handle.send(letter);
-        }
-    }
-
-    fn recall<T>(
-        &self,
-        worker: usize,
-        letter: impl FnOnce(mpsc::SyncSender<Option<T>>) -> Letter,
-    ) -> Option<T> {
-        let handle = self.handles.get(worker)?;
-        let (reply, answer) = mpsc::sync_channel(1);
-        handle.send(letter(reply));
-        let owned = answer.recv().ok().flatten()?;
-        handle.queues.fetch_sub(1, Ordering::Relaxed);
-        Some(owned)
     }
 }
 
@@ -253,16 +115,57 @@ struct Worker {
     idle: Idle,
     mail: Arc<Mailbox<Letter>>,
     vitals: Arc<Vitals>,
+    look: Look,
+}
+
+/// What a worker remembers from one look at its queues to the next.
+struct Look {
+    last: Instant,
+    /// Looks in a row between which a queue was never empty.
+    standing: u32,
+    /// Busy since this time, when it was last told.
+    busy: Duration,
+    told: Instant,
 }
 
 impl Worker {
+    /// The worker with this number. It owns no queue.
+    ///
+    /// # Errors
+    /// No descriptor to sleep on.
+    fn new(
+        index: usize,
+        (core, busy_poll): (u32, BusyPoll),
+        shared: &Arc<Shared>,
+        mail: &Arc<Mailbox<Letter>>,
+        vitals: &Arc<Vitals>,
+    ) -> io::Result<Self> {
+        vitals.parked(true);
+        Ok(Worker {
+            core,
+            shared: Arc::clone(shared),
+            forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
+            scratch: TxScratch::new(),
+            queues: Queues::new(index, Poller::new(mail)?),
+            idle: Idle::new(busy_poll),
+            mail: Arc::clone(mail),
+            vitals: Arc::clone(vitals),
+            look: Look {
+                last: Instant::now(),
+                standing: 0,
+                busy: Duration::ZERO,
+                told: Instant::now(),
+            },
+        })
+    }
+
     /// The worker's life.
     fn run(mut self) {
         self.pin();
         let shared = Arc::clone(&self.shared);
         let mut cache = arc_swap::Cache::new(&shared.snapshot);
         let mut adopted: Option<Arc<Snapshot>> = None;
-        let mut before = Instant::now();
+        let mut clock = Instant::now();
         loop {
             if self.mail.has_mail() && !self.read_mail() {
                 return;
@@ -275,32 +178,38 @@ impl Worker {
                 crate::nic::adopt_thread();
                 adopted = Some(Arc::clone(snapshot));
             }
-            let worked = self.turn(snapshot);
-            let now = Instant::now();
-            self.account(worked, now.duration_since(before).as_nanos() as u64);
-            before = now;
-            if self.idle.should_sleep(worked, now) && self.sleep() {
-                before = Instant::now();
-                self.idle.woke(before.duration_since(now), before);
+            let before = clock;
+            let worked = self.turn(snapshot, &mut clock);
+            if !worked {
+                clock = Instant::now();
+            }
+            self.account(worked, before, clock);
+            // Without queues there is nothing to poll for, whatever it does when idle.
+            let parked = self.queues.is_empty();
+            if (parked || self.idle.should_sleep(worked, clock)) && self.sleep() {
+                let woken = Instant::now();
+                self.queues.refresh(woken);
+                self.idle.woke(woken.duration_since(clock), woken);
+                clock = woken;
             }
         }
     }
 
-    /// One burst from every queue. True if there was anything to do.
-    fn turn(&mut self, snapshot: &Snapshot) -> bool {
+    /// One burst from every queue. True if there was anything to do; `clock` then moves on to the turn's end.
+    fn turn(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
         let now = CoarseSecond(self.shared.clock.load(Ordering::Relaxed));
-        self.queues
-            .poll(snapshot, now, &mut self.forwarder, &mut self.scratch)
+        let (forwarder, scratch) = (&mut self.forwarder, &mut self.scratch);
+        self.queues.poll(snapshot, now, forwarder, scratch, clock)
     }
 
     /// Sleeps until something happens; false if something had happened already.
     fn sleep(&mut self) -> bool {
         let quiet = self.queues.arm() && !self.mail.has_mail();
         if quiet {
-            self.vitals.sleeps.fetch_add(1, Ordering::Relaxed);
-            self.vitals.asleep.store(true, Ordering::Relaxed);
+            self.look.standing = 0;
+            self.vitals.sleeps();
             self.queues.wait();
-            self.vitals.asleep.store(false, Ordering::Relaxed);
+            self.vitals.wakes();
         }
         self.queues.disarm();
         quiet
@@ -309,25 +218,56 @@ impl Worker {
     fn read_mail(&mut self) -> bool {
         for letter in self.mail.drain() {
             match letter {
-                Letter::AttachGuest(key, ring) => self.queues.attach(GuestQueue::new(key, *ring)),
-                // Nobody waits for the answer any more only if the asker died; the ring then goes with it.
-                Letter::DetachGuest(key, reply) => drop(reply.send(self.queues.detach(key))),
-                #[cfg(feature = "dpdk")]
-                Letter::AttachNic(key, queue) => self.queues.attach_nic(key, *queue),
-                #[cfg(feature = "dpdk")]
-                Letter::DetachNic(key, reply) => drop(reply.send(self.queues.detach_nic(key))),
+                Letter::Attach(key, input, vitals) => self.queues.attach(key, input, vitals),
+                // Nobody waits for the answer any more only if the asker died; the queue then goes with it.
+                Letter::Detach(key, reply) => drop(reply.send(self.queues.detach(key))),
+                Letter::Pin(core) => {
+                    self.core = core;
+                    self.pin();
+                }
+                Letter::BusyPoll(mode) => self.idle.set_mode(mode),
                 Letter::Stop => return false,
             }
         }
+        self.vitals.parked(self.queues.is_empty());
         true
     }
 
-    fn account(&self, worked: bool, ns: u64) {
-        let add = |c: &AtomicU64, n| c.store(c.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-        add(&self.vitals.awake_ns, ns);
+    #[inline]
+    fn account(&mut self, worked: bool, before: Instant, now: Instant) {
+        let spent = now.duration_since(before);
+        self.vitals.turn(worked, spent.as_nanos() as u64);
         if worked {
-            add(&self.vitals.busy_ns, ns);
-            add(&self.vitals.busy_turns, 1);
+            self.look.busy += spent;
+            if now.duration_since(self.look.last) >= LOOK {
+                self.look(now);
+            }
+        }
+    }
+
+    /// Do the queues keep up? Rings if they do not, or if it is time that somebody looks at this worker.
+    #[inline(never)]
+    fn look(&mut self, now: Instant) {
+        let Some(emptied) = self.queues.emptied() else {
+            return;
+        };
+        let delay = now.duration_since(emptied);
+        self.look.standing = if emptied <= self.look.last {
+            self.look.standing.saturating_add(1)
+        } else {
+            0
+        };
+        self.look.last = now;
+        self.vitals.look(delay, self.look.standing);
+        if self.look.standing >= STANDING_LIMIT || delay >= DELAY_LIMIT {
+            self.shared.bell.ring_for(Ears::Queueing);
+        }
+        if self.look.busy >= BUSY_NEWS {
+            // A worker that took long for it is not busy.
+            if now.duration_since(self.look.told) <= BUSY_NEWS * 8 {
+                self.shared.bell.ring_for(Ears::Busy);
+            }
+            (self.look.busy, self.look.told) = (Duration::ZERO, now);
         }
     }
 

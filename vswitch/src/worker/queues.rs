@@ -1,17 +1,19 @@
 //! The queues a worker owns, and one round over them.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
 use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 
 use super::idle::{Poller, TIMER};
+use super::vitals::QueueVitals;
 use crate::forward::counters::InputDrop;
 use crate::forward::deliver::{Context, Frames};
 use crate::forward::fdb::CoarseSecond;
 use crate::forward::{BURST, Forwarder, PortRef, Snapshot};
 
 /// Names a queue: the port and its number there.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct QueueKey {
     /// The port.
     pub port: PortRef,
@@ -19,22 +21,51 @@ pub struct QueueKey {
     pub queue: u16,
 }
 
-/// A guest's transmit ring in a worker's hands.
-pub(super) struct GuestQueue {
+/// What a worker takes frames from, on its way from one owner to another.
+pub enum Input {
+    /// A guest's transmit ring.
+    Guest(Box<TxRing>),
+    /// A NIC's receive queue.
+    #[cfg(feature = "dpdk")]
+    Nic(Box<crate::nic::NicInput>),
+}
+
+/// A queue in a worker's hands.
+struct Owned<Q> {
     key: QueueKey,
-    ring: TxRing,
+    queue: Q,
+    vitals: Arc<QueueVitals>,
+    /// When it was last seen empty, or came.
+    emptied: Instant,
     /// It cannot wake the worker.
     timed: bool,
 }
 
-impl GuestQueue {
-    /// A ring that was just handed over.
-    pub(super) fn new(key: QueueKey, ring: TxRing) -> Self {
-        GuestQueue {
+impl<Q> Owned<Q> {
+    fn new(key: QueueKey, queue: Q, vitals: Arc<QueueVitals>) -> Self {
+        Owned {
             key,
-            ring,
-            timed: false,
+            queue,
+            vitals,
+            emptied: Instant::now(),
+            timed: true,
         }
+    }
+
+    /// After it was polled: `clock` is when that began, and moves on if there was anything. True then.
+    #[inline(always)]
+    fn polled(&mut self, frames: usize, clock: &mut Instant) -> bool {
+        if frames < BURST {
+            self.emptied = *clock;
+        }
+        if frames == 0 {
+            return false;
+        }
+        let now = Instant::now();
+        let ns = now.duration_since(*clock).as_nanos() as u64;
+        self.vitals.burst(frames as u64, ns);
+        *clock = now;
+        true
     }
 }
 
@@ -51,9 +82,9 @@ impl Frames for TxBurst<'_> {
 /// See the module's page.
 pub(super) struct Queues {
     worker: usize,
-    guests: Vec<GuestQueue>,
+    guests: Vec<Owned<TxRing>>,
     #[cfg(feature = "dpdk")]
-    nics: Vec<(QueueKey, crate::nic::NicInput)>,
+    nics: Vec<Owned<crate::nic::NicInput>>,
     poller: Poller,
 }
 
@@ -69,32 +100,61 @@ impl Queues {
         }
     }
 
-    /// Owns a ring from now on.
-    pub(super) fn attach(&mut self, mut queue: GuestQueue) {
-        queue.timed = match queue.ring.kick() {
-            Some(kick) => self.poller.add(kick).is_err(),
-            None => true,
-        };
-        self.guests.push(queue);
-    }
-
-    /// Gives a ring up.
-    pub(super) fn detach(&mut self, key: QueueKey) -> Option<TxRing> {
-        let at = self.guests.iter().position(|q| q.key == key)?;
-        let queue = self.guests.swap_remove(at);
-        if let Some(kick) = queue.ring.kick().filter(|_| !queue.timed) {
-            self.poller.remove(kick);
+    /// Owns a queue from now on.
+    pub(super) fn attach(&mut self, key: QueueKey, input: Input, vitals: Arc<QueueVitals>) {
+        match input {
+            Input::Guest(ring) => {
+                let mut queue = Owned::new(key, *ring, vitals);
+                if let Some(kick) = queue.queue.kick() {
+                    queue.timed = self.poller.add(kick).is_err();
+                }
+                self.guests.push(queue);
+            }
+            #[cfg(feature = "dpdk")]
+            Input::Nic(mut nic) => {
+                nic.adopt();
+                self.nics.push(Owned::new(key, *nic, vitals));
+            }
         }
-        Some(queue.ring)
     }
 
-    /// One burst from every queue. True if there was anything.
+    /// Gives a queue up. All that was taken from it has been delivered and given back.
+    pub(super) fn detach(&mut self, key: QueueKey) -> Option<Input> {
+        if let Some(at) = self.guests.iter().position(|q| q.key == key) {
+            let Owned { queue, timed, .. } = self.guests.swap_remove(at);
+            if let Some(kick) = queue.kick().filter(|_| !timed) {
+                self.poller.remove(kick);
+            }
+            return Some(Input::Guest(Box::new(queue)));
+        }
+        #[cfg(feature = "dpdk")]
+        if let Some(at) = self.nics.iter().position(|q| q.key == key) {
+            return Some(Input::Nic(Box::new(self.nics.swap_remove(at).queue)));
+        }
+        None
+    }
+
+    /// There are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.guests.is_empty() && !self.has_nics()
+    }
+
+    fn has_nics(&self) -> bool {
+        #[cfg(feature = "dpdk")]
+        let any = !self.nics.is_empty();
+        #[cfg(not(feature = "dpdk"))]
+        let any = false;
+        any
+    }
+
+    /// One burst from every queue. True if there was anything; then `clock`, the time at the start, is that at the end.
     pub(super) fn poll(
         &mut self,
         snapshot: &Snapshot,
         now: CoarseSecond,
         forwarder: &mut Forwarder,
         scratch: &mut TxScratch,
+        clock: &mut Instant,
     ) -> bool {
         let mut worked = false;
         for queue in &mut self.guests {
@@ -102,8 +162,9 @@ impl Queues {
             let Some(ingress) = snapshot.live(queue.key.port) else {
                 continue;
             };
-            let discard = (!queue.ring.enabled()).then_some(InputDrop::QueueDisabled);
-            match queue.ring.take(scratch, BURST) {
+            let ring = &mut queue.queue;
+            let discard = (!ring.enabled()).then_some(InputDrop::QueueDisabled);
+            let frames = match ring.take(scratch, BURST) {
                 Ok(burst) if !burst.is_empty() => {
                     forwarder.forward(
                         Context {
@@ -114,21 +175,23 @@ impl Queues {
                         },
                         &burst,
                     );
+                    burst.len()
                 }
                 // A ring that contradicts itself has told its session, which will take it away.
-                Ok(_) | Err(_) => continue,
-            }
-            worked = true;
-            if queue.ring.complete()
-                && queue.ring.signal().unwrap_or(false)
+                Ok(_) | Err(_) => 0,
+            };
+            if frames > 0
+                && ring.complete()
+                && ring.signal().unwrap_or(false)
                 && let Some(counters) = ingress.counters.get(self.worker)
             {
                 counters.tx_calls.add(1);
             }
+            worked |= queue.polled(frames, clock);
         }
         #[cfg(feature = "dpdk")]
-        for (key, nic) in &mut self.nics {
-            if let Some(ingress) = snapshot.live(key.port) {
+        for nic in &mut self.nics {
+            if let Some(ingress) = snapshot.live(nic.key.port) {
                 let context = Context {
                     snapshot,
                     ingress,
@@ -136,10 +199,28 @@ impl Queues {
                     discard: None,
                 };
                 let takes = |head: &[u8]| crate::nic::receiver(snapshot, ingress, head);
-                worked |= nic.poll(takes, |burst| forwarder.forward(context, burst));
+                let frames = nic
+                    .queue
+                    .poll(takes, |burst| forwarder.forward(context, burst));
+                worked |= nic.polled(frames, clock);
             }
         }
         worked
+    }
+
+    /// When the queue that has waited longest was last seen empty.
+    pub(super) fn emptied(&self) -> Option<Instant> {
+        let guests = self.guests.iter().map(|q| q.emptied);
+        #[cfg(feature = "dpdk")]
+        let guests = guests.chain(self.nics.iter().map(|q| q.emptied));
+        guests.min()
+    }
+
+    /// All were empty just now: the worker has slept.
+    pub(super) fn refresh(&mut self, now: Instant) {
+        self.guests.iter_mut().for_each(|q| q.emptied = now);
+        #[cfg(feature = "dpdk")]
+        self.nics.iter_mut().for_each(|q| q.emptied = now);
     }
 
     /// Asks every ring for a kick. False if one has work after all.
@@ -148,40 +229,19 @@ impl Queues {
         let busy = self
             .guests
             .iter_mut()
-            .filter_map(|q| q.ring.arm().then_some(()));
+            .filter_map(|q| q.queue.arm().then_some(()));
         busy.count() == 0
     }
 
     /// Asks for no more kicks.
     pub(super) fn disarm(&mut self) {
-        self.guests.iter_mut().for_each(|q| q.ring.disarm());
+        self.guests.iter_mut().for_each(|q| q.queue.disarm());
     }
 
-    /// Sleeps until a kick, a letter, or the time to look at queues that cannot wake anybody.
+    /// Sleeps until a kick, a letter, or the time to look at queues that cannot wake anybody. Without queues there is no
+    /// such time.
     pub(super) fn wait(&mut self) {
-        self.poller.wait(self.timer());
-    }
-
-    fn timer(&self) -> Option<Duration> {
-        #[cfg(feature = "dpdk")]
-        let polled = !self.nics.is_empty();
-        #[cfg(not(feature = "dpdk"))]
-        let polled = false;
-        (polled || self.guests.iter().any(|q| q.timed)).then_some(TIMER)
-    }
-}
-
-#[cfg(feature = "dpdk")]
-impl Queues {
-    /// Owns a NIC queue from now on.
-    pub(super) fn attach_nic(&mut self, key: QueueKey, mut queue: crate::nic::NicInput) {
-        queue.adopt();
-        self.nics.push((key, queue));
-    }
-
-    /// Gives a NIC queue up.
-    pub(super) fn detach_nic(&mut self, key: QueueKey) -> Option<crate::nic::NicInput> {
-        let at = self.nics.iter().position(|(k, _)| *k == key)?;
-        Some(self.nics.swap_remove(at).1)
+        let timed = self.has_nics() || self.guests.iter().any(|q| q.timed);
+        self.poller.wait(timed.then_some(TIMER));
     }
 }

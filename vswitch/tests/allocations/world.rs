@@ -83,7 +83,7 @@ struct Port {
     tx: Place,
     guest: Option<SimGuest>,
     session: Option<JoinHandle<SessionEnd>>,
-    counters: Arc<[PortCounters]>,
+    counters: Arc<[Arc<PortCounters>]>,
 }
 
 /// The switch.
@@ -110,7 +110,7 @@ impl World {
                 fdb.insert(Vid(*vid), MacAddr(mac(index)), at, CoarseSecond(1), true);
             }
             let queues = Arc::new(GuestQueues::new(wanted.pairs, [7; 16]));
-            let counters: Arc<[PortCounters]> = Arc::new([PortCounters::default()]);
+            let counters: Arc<[Arc<PortCounters>]> = Arc::new([Arc::default()]);
             specs.push(Some(PortSpec {
                 at,
                 name: format!("port{index}").into(),

@@ -41,6 +41,8 @@ pub enum Subject {
     Control,
     /// The list of workers.
     Workers,
+    /// Which worker handles what.
+    Steering,
     /// Logging.
     Log,
     /// How DPDK is started.
@@ -112,6 +114,7 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
         (Subject::Log, json(&old.log), json(&new.log)),
         (Subject::Dpdk, json(&old.dpdk), json(&new.dpdk)),
         (Subject::Workers, json(&old.workers), json(&new.workers)),
+        (Subject::Steering, json(&old.steering), json(&new.steering)),
     ] {
         sections.extend(change(subject, Some(&old), Some(&new)));
     }
@@ -194,8 +197,10 @@ fn change(subject: Subject, old: Option<&Value>, new: Option<&Value>) -> Option<
 /// What changing a key means. A key that is not named here is assumed to disturb the guest.
 fn effect_of(subject: &Subject, action: Action, key: &str) -> Effect {
     match (subject, action) {
-        (Subject::Control | Subject::Workers | Subject::Dpdk, _) => Effect::Restart,
-        (Subject::Log | Subject::Bridge(_), _) => Effect::Live,
+        (Subject::Control | Subject::Dpdk, _) => Effect::Restart,
+        (Subject::Workers | Subject::Steering | Subject::Log | Subject::Bridge(_), _) => {
+            Effect::Live
+        }
         (Subject::Port(_), Action::Add) => Effect::Live,
         (Subject::Port(_), Action::Remove) => Effect::Reconnect,
         (Subject::Port(_), Action::Change) => match key.split('.').next() {
@@ -252,6 +257,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Control => f.write_str("control socket"),
             Self::Workers => f.write_str("workers"),
+            Self::Steering => f.write_str("steering"),
             Self::Log => f.write_str("log"),
             Self::Dpdk => f.write_str("dpdk"),
             Self::Bridge(name) => write!(f, "bridge {name}"),
@@ -349,6 +355,7 @@ ports:
         let new = "
 bridges: { br0: { mtu: 9000 }, br2: {} }
 workers: [{ core: 1 }, { core: 2, busy-poll: never }]
+steering: { rebalance: off, scale: all }
 log: { level: debug }
 ports:
   vm1: { bridge: br0, vhost-user: { socket: /run/a.sock }, vlan: { trunk: [10, 20-29], native: 1 } }
@@ -356,7 +363,7 @@ ports:
   nic: { bridge: br2, dpdk: { device: net_null0 } }
 ";
         let plan = plan(&config(OLD), &config(new));
-        assert_eq!(plan.effect(), Effect::Restart);
+        assert_eq!(plan.effect(), Effect::Reconnect);
         insta::assert_snapshot!(plan.to_string());
     }
 
@@ -373,6 +380,9 @@ ports:
         };
         vhost_user.offload.tso = false;
         vhost_user.offload.checksum = false;
+        assert_eq!(plan(&old, &new).effect(), Effect::Live);
+        new.workers.clear();
+        new.steering.rebalance = super::super::Rebalance::Off;
         assert_eq!(plan(&old, &new).effect(), Effect::Live);
         new.ports.remove("vm2");
         assert_eq!(plan(&old, &new).effect(), Effect::Reconnect);

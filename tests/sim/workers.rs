@@ -1,0 +1,348 @@
+//! Workers come, go, change cores and are changed while guests exchange traffic: no frame is lost, none is reordered.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use vswitch_api::rpc::{
+    NoParams, SteerAction, SteerSetParams, SteerStatus, WorkerState, WorkerStatus, code, methods,
+};
+use vswitch_tests::{Error, Result, RunDir, Switch, cases, check, machine, skip};
+
+use crate::config::apply;
+use crate::load::Load;
+use crate::setup::{Net, SOON, numbered, port};
+
+cases!("workers":
+    workers_come_and_go_under_traffic,
+    a_guest_that_comes_and_goes_meets_workers_that_do,
+    totals_never_fall,
+    the_operator_moves_queues_under_traffic,
+    load_is_evened_out,
+    workers_rest_and_come_back,
+);
+
+/// Ports for so many guests.
+fn ports(guests: u8) -> String {
+    let vm = |n| format!("  vm{n}: {{ vhost-user: {{ socket: $RUN/vm{n}.sock }} }}\n");
+    let ports: String = (1..=guests).map(vm).collect();
+    format!("bridges: {{ br0: {{ }} }}\nports:\n{ports}")
+}
+
+/// Two cores that the daemon may use.
+pub(crate) fn two_cores() -> Result<[u32; 2]> {
+    let allowed = rustix::thread::sched_getaffinity(None);
+    let allowed = allowed.map_err(|e| vswitch_tests::Error::Failed(format!("cores: {e}")))?;
+    let mut cores = (0..rustix::thread::CpuSet::MAX_CPU).filter(|c| allowed.is_set(*c));
+    match (cores.next(), cores.next()) {
+        (Some(a), Some(b)) => Ok([a as u32, b as u32]),
+        _ => skip!("two workers need two cores"),
+    }
+}
+
+/// Lists of workers that differ from each other in every way.
+fn lists([a, b]: [u32; 2]) -> Vec<(String, usize)> {
+    [
+        (format!("[{{ core: {a} }}, {{ core: {b} }}]"), 2),
+        (format!("[{{ core: {b} }}]"), 1),
+        (format!("[{{ core: {b}, busy-poll: never }}]"), 1),
+        (
+            format!("[{{ core: {b} }}, {{ core: {a}, busy-poll: never }}]"),
+            2,
+        ),
+        (format!("[{{ core: {a} }}]"), 1),
+        (format!("[{{ core: {b} }}]"), 1),
+        (format!("[{{ core: {a}, busy-poll: always }}]"), 1),
+    ]
+    .into()
+}
+
+fn with_workers(list: &str, rest: &str) -> String {
+    format!("workers: {list}\nsteering: {{ scale: all }}\n{rest}")
+}
+
+/// The workers are as many as wanted, and each of these guests' rings is with one of them.
+fn check_owners(switch: &Switch<'_>, workers: usize, guests: u8) -> Result<Vec<WorkerStatus>> {
+    let shown = switch.show()?;
+    check!(
+        shown.workers.len() == workers,
+        "{workers} workers were asked for, {:?} are there",
+        shown.workers
+    );
+    let owned = shown.workers.iter().flat_map(|w| &w.queues);
+    let owned: Vec<&str> = owned.map(|q| q.port.as_str()).collect();
+    let names: BTreeSet<&str> = owned.iter().copied().collect();
+    check!(
+        owned.len() == usize::from(guests) && names.len() == owned.len(),
+        "of {guests} rings these are owned: {owned:?}"
+    );
+    for status in shown.ports.iter().filter_map(|p| p.vhost.as_ref()) {
+        let worker = status.queues.first().and_then(|q| q.tx_worker);
+        check!(
+            shown.workers.iter().any(|w| Some(w.index) == worker),
+            "a ring is with worker {worker:?}, who is not there"
+        );
+    }
+    Ok(shown.workers)
+}
+
+fn workers_come_and_go_under_traffic(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let ports = ports(4);
+    let first = with_workers(&format!("[{{ core: {} }}]", cores[0]), &ports);
+    let mut net = Net::new(dir, &first, 4)?;
+    net.introduce()?;
+    let loads = [Load::start(&mut net, 1, 2)?, Load::start(&mut net, 3, 4)?];
+    let mut cross = 0;
+    for _ in 0..machine::rounds(20, 200) {
+        for (list, count) in lists(cores) {
+            apply(&net.switch, dir, &with_workers(&list, &ports))?;
+            check_owners(&net.switch, count, 4)?;
+            for load in &loads {
+                load.wait_more(50)?;
+            }
+            cross += 1;
+        }
+    }
+    for load in loads {
+        load.finish_whole(&mut net)?;
+    }
+    check!(cross > 100, "only {cross} changes were made");
+    net.close_books()
+}
+
+/// Its session attaches and detaches rings while the workers that have them leave.
+fn a_guest_that_comes_and_goes_meets_workers_that_do(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let ports = ports(3);
+    let first = with_workers(&format!("[{{ core: {} }}]", cores[0]), &ports);
+    let mut net = Net::new(dir, &first, 3)?;
+    net.introduce()?;
+    let load = Load::start(&mut net, 2, 3)?;
+    for n in 0..machine::rounds(10, 200) {
+        for (list, _) in lists(cores) {
+            match n % 3 {
+                0 => net.vm(1).kill(),
+                1 => net.vm(1).disconnect()?,
+                _ => {}
+            }
+            // Applied while the session of guest 1 is still on its way out, or the next one on its way in.
+            apply(&net.switch, dir, &with_workers(&list, &ports))?;
+            if n % 3 == 2 {
+                net.vm(1).reboot()?;
+            } else {
+                net.vm(1).reconnect()?;
+            }
+            load.wait_more(20)?;
+        }
+        net.switch.wait_up("vm1", SOON)?;
+        let list = &lists(cores)[0].0;
+        apply(&net.switch, dir, &with_workers(list, &ports))?;
+        check_owners(&net.switch, 2, 3)?;
+        let src = net.vm(1).mac();
+        net.send(1, &numbered(src, src, n))?;
+    }
+    load.finish_whole(&mut net)?;
+    net.switch.accounted().map(drop)
+}
+
+fn totals_never_fall(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let ports = ports(2);
+    let mut net = Net::new(dir, &with_workers(&lists(cores)[0].0, &ports), 2)?;
+    net.introduce()?;
+    let mut sent = 1;
+    for (list, _) in lists(cores) {
+        apply(&net.switch, dir, &with_workers(&list, &ports))?;
+        for number in 0..100 {
+            let (dst, src) = (net.vm(2).mac(), net.vm(1).mac());
+            net.vm(1).send(&numbered(dst, src, number))?;
+        }
+        net.drain(1)?;
+        sent += 100;
+        let got = net.vm(2).recv_all(Duration::ZERO, usize::MAX)?.len();
+        let counted = net.switch.counters()?.ports[&port(1)].rx.frames;
+        check!(
+            got == 100 && counted == sent,
+            "{sent} frames were sent, {got} of the last 100 came, and {counted} are counted"
+        );
+    }
+    net.close_books()
+}
+
+fn steered(switch: &Switch<'_>) -> Result<SteerStatus> {
+    switch.call::<methods::SteerShow>(&NoParams {})
+}
+
+fn set(switch: &Switch<'_>, n: u8, worker: Option<u16>) -> Result<()> {
+    let params = SteerSetParams {
+        port: port(n),
+        queue: 0,
+        worker,
+    };
+    switch.call::<methods::SteerSet>(&params).map(drop)
+}
+
+/// Queues are moved back and forth as fast as can be, while frames of theirs and to their guests are under way.
+fn the_operator_moves_queues_under_traffic(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let config = with_workers(&lists(cores)[0].0, &ports(2));
+    let mut net = Net::new(dir, &config, 2)?;
+    net.introduce()?;
+    let load = Load::start(&mut net, 1, 2)?;
+    let rounds = machine::rounds(500, 20_000);
+    for n in 0..rounds {
+        set(&net.switch, 1, Some((n % 2) as u16))?;
+        if n % 10 == 0 {
+            load.wait_more(20)?;
+        }
+    }
+    let shown = steered(&net.switch)?;
+    let queue = shown.queues.iter().find(|q| q.port == "vm1");
+    check!(
+        queue.is_some_and(|q| q.pinned && q.worker == ((rounds - 1) % 2) as u16 && q.frames > 100),
+        "the queue that was set is shown as {queue:?}"
+    );
+    check!(
+        shown.moves + 2 >= u64::from(rounds),
+        "{rounds} moves were asked for, {} made",
+        shown.moves
+    );
+    let workers = net.switch.call::<methods::Workers>(&NoParams {})?.workers;
+    let (came, went) = workers
+        .iter()
+        .fold((0, 0), |(i, o), w| (i + w.moved_in, o + w.moved_out));
+    check!(
+        came == shown.moves && went == shown.moves,
+        "of {} moves workers count {came} in and {went} out",
+        shown.moves
+    );
+    set(&net.switch, 1, None)?;
+    check!(
+        steered(&net.switch)?.queues.iter().all(|q| !q.pinned),
+        "a queue that was released is still pinned"
+    );
+    let trace = net.switch.call::<methods::SteerTrace>(&NoParams {})?;
+    check!(
+        trace.decisions.len() <= 256
+            && trace
+                .decisions
+                .iter()
+                .any(|d| d.action == SteerAction::Move)
+            && trace
+                .decisions
+                .last()
+                .is_some_and(|d| d.action == SteerAction::Release),
+        "what was done is not in the trace: {:?}",
+        trace.decisions.last()
+    );
+    for (n, worker) in [(1, Some(7)), (9, Some(0))] {
+        match set(&net.switch, n, worker) {
+            Err(Error::Refused { error, .. }) if error.code == code::NOT_FOUND => {}
+            other => return Err(Error::Failed(format!("port {n} to {worker:?}: {other:?}"))),
+        }
+    }
+    load.finish_whole(&mut net)?;
+    net.close_books()
+}
+
+/// Both busy queues are put on one worker and let go; the steward spreads them.
+fn load_is_evened_out(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let config = with_workers(&lists(cores)[0].0, &ports(4));
+    let mut net = Net::new(dir, &config, 4)?;
+    net.introduce()?;
+    let loads = [Load::start(&mut net, 1, 2)?, Load::start(&mut net, 3, 4)?];
+    for n in [1, 3] {
+        set(&net.switch, n, Some(0))?;
+    }
+    for load in &loads {
+        load.wait_more(100)?;
+    }
+    for n in [1, 3] {
+        set(&net.switch, n, None)?;
+    }
+    let apart = || {
+        let queues = steered(&net.switch)?.queues;
+        let of = |name: &str| queues.iter().find(|q| q.port == name).map(|q| q.worker);
+        check!(
+            of("vm1") != of("vm3"),
+            "both busy queues are on worker {:?}",
+            of("vm1")
+        );
+        Ok(())
+    };
+    net.switch
+        .until("the load to be evened out", SOON * 2, apart)?;
+    let trace = net
+        .switch
+        .call::<methods::SteerTrace>(&NoParams {})?
+        .decisions;
+    check!(
+        trace
+            .iter()
+            .any(|d| d.action == SteerAction::Move && d.reason.contains("largest load")),
+        "no reason is given: {trace:?}"
+    );
+    for load in loads {
+        load.finish_whole(&mut net)?;
+    }
+    net.close_books()
+}
+
+/// With `scale: auto` an idle switch ends with one worker in use; the other has no queue and does not wake.
+fn workers_rest_and_come_back(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let rest = ports(4);
+    let list = &lists(cores)[0].0;
+    let all = with_workers(list, &rest);
+    let auto = format!("workers: {list}\nsteering: {{ scale: auto }}\n{rest}");
+    let mut net = Net::new(dir, &all, 4)?;
+    net.introduce()?;
+    check!(
+        steered(&net.switch)?.in_use.len() == 2,
+        "with `scale: all` not all workers are in use"
+    );
+    for _ in 0..machine::rounds(3, 50) {
+        apply(&net.switch, dir, &auto)?;
+        net.switch.until("a worker to rest", SOON, || {
+            let shown = steered(&net.switch)?;
+            check!(shown.in_use.len() == 1, "in use are {:?}", shown.in_use);
+            check!(
+                shown
+                    .queues
+                    .iter()
+                    .all(|q| Some(&q.worker) == shown.in_use.first()),
+                "a resting worker has queues: {:?}",
+                shown.queues
+            );
+            Ok(())
+        })?;
+        let parked = |switch: &Switch<'_>| -> Result<u64> {
+            let workers = switch.call::<methods::Workers>(&NoParams {})?.workers;
+            let parked = workers.iter().find(|w| w.state == WorkerState::Parked);
+            check!(parked.is_some(), "none is parked: {workers:?}");
+            Ok(parked.map_or(0, |w| w.wakes))
+        };
+        let before = parked(&net.switch)?;
+        std::thread::sleep(Duration::from_millis(50));
+        let after = parked(&net.switch)?;
+        check!(
+            before == after,
+            "a parked worker woke {} times",
+            after - before
+        );
+        let loads = [Load::start(&mut net, 1, 2)?, Load::start(&mut net, 3, 4)?];
+        for load in &loads {
+            load.wait_more(100)?;
+        }
+        apply(&net.switch, dir, &all)?;
+        for load in &loads {
+            load.wait_more(100)?;
+        }
+        check_owners(&net.switch, 2, 4)?;
+        for load in loads {
+            load.finish_whole(&mut net)?;
+        }
+    }
+    net.close_books()
+}

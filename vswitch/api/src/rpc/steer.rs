@@ -1,0 +1,156 @@
+//! Workers in detail, and who takes frames from which queue.
+
+use serde::{Deserialize, Serialize};
+
+use super::status::WorkerQueue;
+use crate::config::{BusyPoll, Rebalance, Scale};
+
+/// Result of `workers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerList {
+    /// The workers, by number.
+    pub workers: Vec<WorkerDetail>,
+}
+
+/// Everything about a worker. Counts and times are those since it started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerDetail {
+    /// Its number; a worker keeps it for life.
+    pub index: u16,
+    /// The core it was asked to run on.
+    pub core: u32,
+    /// The NUMA node of that core.
+    pub node: u8,
+    /// What it does when there is nothing to do.
+    pub busy_poll: BusyPoll,
+    /// What it does now.
+    pub state: WorkerState,
+    /// The queues it takes frames from.
+    pub queues: Vec<WorkerQueue>,
+    /// Share of the last measuring interval that it spent on frames, 0 to 1.
+    pub busy_share: f64,
+    /// Share of that interval that it was awake, 0 to 1.
+    pub awake_share: f64,
+    /// How long its slowest queue had not been empty, nanoseconds, when it last looked; it looks every 25 microseconds
+    /// while it is busy.
+    pub delay_ns: u64,
+    /// What 99 of 100 such looks stayed below.
+    pub delay_p99_ns: u64,
+    /// The most that a look found.
+    pub delay_max_ns: u64,
+    /// Times it was woken.
+    pub wakes: u64,
+    /// Queues that came from other workers.
+    pub moved_in: u64,
+    /// Queues that went to other workers.
+    pub moved_out: u64,
+}
+
+/// What a worker does now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkerState {
+    /// It looks at its queues.
+    Polling,
+    /// It sleeps until one of its queues has something.
+    Asleep,
+    /// It has no queue, and sleeps.
+    Parked,
+}
+
+/// Result of `steer.show`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SteerStatus {
+    /// Whether queues move by load.
+    pub rebalance: Rebalance,
+    /// How many workers are to be in use.
+    pub scale: Scale,
+    /// The numbers of the workers in use.
+    pub in_use: Vec<u16>,
+    /// Queues moved from worker to worker since the daemon started.
+    pub moves: u64,
+    /// How often a device had not sent what the last owner gave it when the wait for that ended.
+    pub unsettled: u64,
+    /// The queues that frames are taken from.
+    pub queues: Vec<SteeredQueue>,
+}
+
+/// A queue that frames are taken from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SteeredQueue {
+    /// The port.
+    pub port: String,
+    /// Its queue pair, from 0.
+    pub queue: u16,
+    /// The worker that takes frames from it.
+    pub worker: u16,
+    /// It stays there, because `steer.set` said so.
+    pub pinned: bool,
+    /// Nanoseconds that workers spent on its frames.
+    pub busy_ns: u64,
+    /// Frames taken from it.
+    pub frames: u64,
+}
+
+/// Parameters of `steer.set`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SteerSetParams {
+    /// The port.
+    pub port: String,
+    /// Its queue pair. Default 0.
+    #[serde(default)]
+    pub queue: u16,
+    /// The worker that it goes to and stays with. Default: whichever is best, from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u16>,
+}
+
+/// Result of `steer.rebalance` and `steer.trace`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SteerDecisions {
+    /// What was decided, the oldest first.
+    pub decisions: Vec<SteerDecision>,
+}
+
+/// A decision about queues and workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SteerDecision {
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+    /// What kind of decision.
+    pub action: SteerAction,
+    /// The queue it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<WorkerQueue>,
+    /// The worker that had the queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u16>,
+    /// The worker that got the queue, or that the decision is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u16>,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SteerAction {
+    /// A queue moved.
+    Move,
+    /// A worker was put to use.
+    Grow,
+    /// A worker was taken out of use.
+    Shrink,
+    /// All workers are in use, and one more is wanted.
+    Crowded,
+    /// A queue fills its worker by itself.
+    Filling,
+    /// The operator said where a queue stays.
+    Pin,
+    /// The operator left a queue to the switch again.
+    Release,
+    /// The operator asked for a look that changed nothing.
+    Nothing,
+}

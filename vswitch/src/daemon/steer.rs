@@ -1,0 +1,177 @@
+//! The methods about workers and who has which queue.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use vswitch_api::config;
+use vswitch_api::rpc::{
+    Done, RpcError, SteerAction, SteerDecision, SteerDecisions, SteerSetParams, SteerStatus,
+    SteeredQueue, WorkerDetail, WorkerList, WorkerQueue, WorkerState, code,
+};
+
+use super::switch::Switch;
+use crate::forward::PortRef;
+use crate::worker::registry::{MoveError, Seen};
+use crate::worker::steward::trace::{Decision, What};
+use crate::worker::{BusyPoll, QueueKey, node};
+
+/// What a worker does when idle, as the configuration says it.
+pub(super) fn busy_poll(mode: BusyPoll) -> config::BusyPoll {
+    match mode {
+        BusyPoll::Always => config::BusyPoll::Always,
+        BusyPoll::Adaptive => config::BusyPoll::Adaptive,
+        BusyPoll::Never => config::BusyPoll::Never,
+    }
+}
+
+/// Queues by name; those of a port that has just gone are left out.
+pub(super) fn named(switch: &Switch, queues: &[QueueKey]) -> Vec<WorkerQueue> {
+    let named = queues.iter().filter_map(|key| name(switch, *key));
+    let mut named: Vec<_> = named.collect();
+    named.sort_by(|a, b| (&a.port, a.queue).cmp(&(&b.port, b.queue)));
+    named
+}
+
+fn name(switch: &Switch, key: QueueKey) -> Option<WorkerQueue> {
+    Some(WorkerQueue {
+        port: switch.port_at(key.port)?.name.to_string(),
+        queue: key.queue,
+    })
+}
+
+/// `workers`
+pub(super) fn workers(switch: &Switch) -> WorkerList {
+    let workers = switch.workers.list();
+    WorkerList {
+        workers: workers.iter().map(|w| detail(switch, w)).collect(),
+    }
+}
+
+fn detail(switch: &Switch, worker: &Seen) -> WorkerDetail {
+    let pulse = worker.vitals.read();
+    let shares = switch.shares.get(worker.index);
+    let ns = |d: Duration| d.as_nanos() as u64;
+    WorkerDetail {
+        index: worker.index as u16,
+        core: worker.wanted.core,
+        node: node::of_core(worker.wanted.core).0,
+        busy_poll: busy_poll(worker.wanted.busy_poll),
+        state: match (pulse.parked, pulse.asleep) {
+            (true, _) => WorkerState::Parked,
+            (false, true) => WorkerState::Asleep,
+            (false, false) => WorkerState::Polling,
+        },
+        queues: named(switch, &worker.queues),
+        busy_share: shares.map_or(0.0, |s| s.busy),
+        awake_share: shares.map_or(0.0, |s| s.awake),
+        delay_ns: ns(pulse.delay),
+        delay_p99_ns: ns(pulse.delay_p99),
+        delay_max_ns: ns(pulse.delay_max),
+        wakes: pulse.sleeps,
+        moved_in: pulse.moved_in,
+        moved_out: pulse.moved_out,
+    }
+}
+
+/// `steer.show`
+pub(super) fn show(switch: &Switch) -> SteerStatus {
+    let (moves, unsettled) = switch.workers.moves();
+    let list = switch.workers.list();
+    let in_use = list.iter().filter(|w| !w.resting);
+    let queues = switch.workers.queues().into_iter();
+    let mut queues: Vec<_> = queues
+        .filter_map(|queue| {
+            let WorkerQueue { port, queue: pair } = name(switch, queue.key)?;
+            Some(SteeredQueue {
+                port,
+                queue: pair,
+                worker: queue.owner as u16,
+                pinned: queue.pinned,
+                busy_ns: queue.vitals.busy_ns(),
+                frames: queue.vitals.frames(),
+            })
+        })
+        .collect();
+    queues.sort_by(|a, b| (&a.port, a.queue).cmp(&(&b.port, b.queue)));
+    SteerStatus {
+        rebalance: switch.config.steering.rebalance,
+        scale: switch.config.steering.scale,
+        in_use: in_use.map(|w| w.index as u16).collect(),
+        moves,
+        unsettled,
+        queues,
+    }
+}
+
+/// `steer.set`
+pub(super) fn set(switch: &Switch, p: &SteerSetParams) -> Result<Done, RpcError> {
+    let key = QueueKey {
+        port: switch.find_port(&p.port)?.at,
+        queue: p.queue,
+    };
+    let outcome = switch.steward.set(key, p.worker.map(usize::from));
+    outcome.map(|()| Done {}).map_err(|error| match error {
+        MoveError::NoQueue => RpcError::new(
+            code::NOT_FOUND,
+            format!(
+                "no worker takes frames from {}/{}; `vswitchctl steer show` lists the queues in use",
+                p.port, p.queue
+            ),
+        ),
+        MoveError::NoWorker => {
+            let list = switch.workers.list();
+            let list: Vec<_> = list.iter().map(|w| w.index.to_string()).collect();
+            RpcError::new(
+                code::NOT_FOUND,
+                format!(
+                    "there is no worker {}; workers: {}",
+                    p.worker.unwrap_or_default(),
+                    list.join(", ")
+                ),
+            )
+        }
+        MoveError::InTransit => RpcError::new(
+            code::SYSTEM,
+            format!("{}/{} is just being moved; try again", p.port, p.queue),
+        ),
+    })
+}
+
+/// `steer.trace` and `steer.rebalance`
+pub(super) fn decisions(switch: &Switch, made: Vec<Decision>) -> SteerDecisions {
+    SteerDecisions {
+        decisions: made.into_iter().map(|d| decision(switch, d)).collect(),
+    }
+}
+
+fn decision(switch: &Switch, made: Decision) -> SteerDecision {
+    let (action, queue, from, worker) = match made.what {
+        What::Move { queue, from, to } => (SteerAction::Move, Some(queue), Some(from), Some(to)),
+        What::Grow(worker) => (SteerAction::Grow, None, None, Some(worker)),
+        What::Shrink(worker) => (SteerAction::Shrink, None, None, Some(worker)),
+        What::Crowded => (SteerAction::Crowded, None, None, None),
+        What::Filling(queue) => (SteerAction::Filling, Some(queue), None, None),
+        What::Pin(queue, worker) => (SteerAction::Pin, Some(queue), None, Some(worker)),
+        What::Release(queue) => (SteerAction::Release, Some(queue), None, None),
+        What::Nothing => (SteerAction::Nothing, None, None, None),
+    };
+    SteerDecision {
+        at_ms: epoch_ms(made.at),
+        action,
+        queue: queue.map(|key| name(switch, key).unwrap_or_else(|| gone(key.port, key.queue))),
+        from: from.map(|w| w as u16),
+        worker: worker.map(|w| w as u16),
+        reason: made.reason,
+    }
+}
+
+/// The name of a queue whose port has gone.
+fn gone(port: PortRef, queue: u16) -> WorkerQueue {
+    WorkerQueue {
+        port: format!("(gone, place {})", port.index.0),
+        queue,
+    }
+}
+
+fn epoch_ms(t: SystemTime) -> u64 {
+    t.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}

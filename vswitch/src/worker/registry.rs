@@ -1,0 +1,562 @@
+//! Which workers there are, and who owns which queue.
+//!
+//! # Theory of operation
+//!
+//! Sessions bring and fetch their rings, the main thread brings and fetches NICs' queues and changes the list of workers,
+//! the steward moves queues: all of them ask here, and one table under one lock knows where a queue is. A queue is at its
+//! owner or *in transit*; whoever wants one that is in transit waits until it has arrived. The lock is never held while
+//! waiting for a worker.
+//!
+//! **A move** takes the queue back from its owner, which gives it up between two turns: all that it took from the queue it
+//! has delivered and given back. Into guests' rings the next owner then writes behind the last one. A NIC has a transmit
+//! queue for each worker, and could send the next owner's frames first; so the move waits until the device is done with
+//! what the last owner has put there, [`SETTLE`] at most, and counts the times that this was not enough. Meanwhile the
+//! queue waits, unpolled: nothing is lost, nothing is reordered.
+//!
+//! **Numbers.** A worker keeps its number for life; a new one takes the lowest that is free. Counters are kept by number,
+//! and those of a worker that has left stay, so totals never fall.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use vswitch_vhost::TxRing;
+
+use super::vitals::{QueueVitals, Vitals};
+use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker};
+use crate::mailbox::Mailbox;
+
+/// How long a move waits for a NIC to send what the last owner gave it.
+pub const SETTLE: Duration = Duration::from_micros(200);
+
+/// A worker as the configuration wants it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wanted {
+    /// The core it runs on.
+    pub core: u32,
+    /// What it does when idle.
+    pub busy_poll: BusyPoll,
+}
+
+/// A worker seen from outside, at one moment.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its number.
+    pub index: usize,
+    /// What it was asked to be.
+    pub wanted: Wanted,
+    /// What it tells about itself.
+    pub vitals: Arc<Vitals>,
+    /// The queues it owns, in order.
+    pub queues: Vec<QueueKey>,
+    /// It is kept out of use: new queues go to others.
+    pub resting: bool,
+}
+
+/// A queue seen from outside, at one moment.
+#[derive(Clone, Debug)]
+pub struct QueueSeen {
+    /// Its name.
+    pub key: QueueKey,
+    /// Its owner; while it moves, its last one.
+    pub owner: usize,
+    /// It is to stay there: the operator said so.
+    pub pinned: bool,
+    /// What its owners tell about it.
+    pub vitals: Arc<QueueVitals>,
+}
+
+/// Why a queue was not moved. It is where it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MoveError {
+    /// There is none of this name, or it has just gone.
+    #[error("nobody takes frames from this queue")]
+    NoQueue,
+    /// There is no such worker, or it is about to leave.
+    #[error("there is no such worker")]
+    NoWorker,
+    /// Somebody else is moving it.
+    #[error("the queue is just being moved")]
+    InTransit,
+}
+
+/// All workers. See the module's page.
+pub struct Workers {
+    shared: Arc<Shared>,
+    table: Mutex<Table>,
+    /// Something has arrived or left.
+    arrived: Condvar,
+    moves: AtomicU64,
+    unsettled: AtomicU64,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By number. Places are used again, never taken away.
+    workers: Vec<Option<Entry>>,
+    queues: BTreeMap<QueueKey, Place>,
+}
+
+struct Entry {
+    wanted: Wanted,
+    vitals: Arc<Vitals>,
+    mail: Arc<Mailbox<Letter>>,
+    thread: JoinHandle<()>,
+    standing: Standing,
+    /// It gets queues only if it is asked for, or if all others rest, too.
+    resting: bool,
+}
+
+/// A worker's part in the switch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// Prepared; not yet part of the switch.
+    Coming,
+    /// It gets queues.
+    Here,
+    /// It gets no more.
+    Leaving,
+}
+
+struct Place {
+    owner: usize,
+    /// Where it goes, while it is in nobody's hands.
+    transit: Option<usize>,
+    pinned: bool,
+    vitals: Arc<QueueVitals>,
+}
+
+impl Table {
+    fn here(&self, worker: usize) -> Option<&Entry> {
+        let entry = self.workers.get(worker)?.as_ref()?;
+        (entry.standing == Standing::Here).then_some(entry)
+    }
+
+    /// Finds the worker with the fewest queues, among those in use if there are any, and puts it to use.
+    fn choose(&mut self, not: Option<usize>) -> Option<usize> {
+        let queues = |worker: usize| self.queues.values().filter(|p| p.at() == worker).count();
+        let here = (0..self.workers.len()).filter(|w| Some(*w) != not && self.here(*w).is_some());
+        let resting = |w: usize| self.here(w).is_none_or(|entry| entry.resting);
+        let chosen = here.min_by_key(|w| (resting(*w), queues(*w)))?;
+        self.set_resting(chosen, false);
+        Some(chosen)
+    }
+
+    fn set_resting(&mut self, worker: usize, resting: bool) {
+        if let Some(entry) = self.workers.get_mut(worker).and_then(Option::as_mut) {
+            entry.resting = resting;
+        }
+    }
+}
+
+impl Place {
+    /// The worker that has it or is about to.
+    fn at(&self) -> usize {
+        self.transit.unwrap_or(self.owner)
+    }
+}
+
+impl Workers {
+    /// Starts these workers.
+    ///
+    /// # Errors
+    /// A thread or descriptor that the system did not give.
+    pub fn start(wanted: &[Wanted], shared: &Arc<Shared>) -> io::Result<Arc<Self>> {
+        let workers = Arc::new(Workers {
+            shared: Arc::clone(shared),
+            table: Mutex::default(),
+            arrived: Condvar::new(),
+            moves: AtomicU64::new(0),
+            unsettled: AtomicU64::new(0),
+        });
+        match workers.prepare(wanted) {
+            Ok(change) => workers.commit(change),
+            Err(error) => {
+                workers.stop();
+                return Err(error);
+            }
+        }
+        Ok(workers)
+    }
+
+    // ---- queues --------------------------------------------------------------------------------------------------
+
+    /// Gives a queue to the worker with the fewest queues among those in use. Without any worker the queue is dropped, and
+    /// the answer is `None`.
+    pub fn attach(&self, key: QueueKey, input: Input) -> Option<usize> {
+        let mut table = self.table.lock();
+        let worker = table.choose(None)?;
+        let vitals = Arc::<QueueVitals>::default();
+        let mail = Arc::clone(&table.here(worker)?.mail);
+        table.queues.insert(
+            key,
+            Place {
+                owner: worker,
+                transit: Some(worker),
+                pinned: false,
+                vitals: Arc::clone(&vitals),
+            },
+        );
+        drop(table);
+        send(&mail, Letter::Attach(key, input, vitals));
+        self.settled(key, worker);
+        Some(worker)
+    }
+
+    /// Takes a queue back. When this returns no worker touches it.
+    pub fn detach(&self, key: QueueKey) -> Option<Input> {
+        let mut table = self.table.lock();
+        loop {
+            match table.queues.get(&key)?.transit {
+                None => break,
+                Some(_) => self.arrived.wait(&mut table),
+            }
+        }
+        // Until it is here, so that its owner does not end before it has answered.
+        let place = table.queues.get_mut(&key)?;
+        place.transit = Some(place.owner);
+        let owner = place.owner;
+        let input = self.recall(table, owner, key);
+        self.table.lock().queues.remove(&key);
+        self.arrived.notify_all();
+        input
+    }
+
+    /// The same for a guest's ring.
+    pub fn detach_ring(&self, key: QueueKey) -> Option<TxRing> {
+        match self.detach(key)? {
+            Input::Guest(ring) => Some(*ring),
+            #[cfg(feature = "dpdk")]
+            Input::Nic(_) => None,
+        }
+    }
+
+    /// Moves a queue to another worker while frames pass; true if it was not there yet. No frame is lost or reordered.
+    ///
+    /// # Errors
+    /// See [`MoveError`].
+    pub fn move_queue(&self, key: QueueKey, to: usize) -> Result<bool, MoveError> {
+        let mut table = self.table.lock();
+        table.here(to).ok_or(MoveError::NoWorker)?;
+        let place = table.queues.get_mut(&key).ok_or(MoveError::NoQueue)?;
+        if place.transit.is_some() {
+            return Err(MoveError::InTransit);
+        }
+        let from = place.owner;
+        if from == to {
+            return Ok(false);
+        }
+        place.transit = Some(to);
+        let vitals = Arc::clone(&place.vitals);
+        let Some(input) = self.recall(table, from, key) else {
+            self.table.lock().queues.remove(&key);
+            self.arrived.notify_all();
+            return Err(MoveError::NoQueue);
+        };
+        self.settle_nics(from, to);
+        let table = self.table.lock();
+        // It cannot have gone: a worker that leaves waits for what is on the way to it.
+        let target = table.workers.get(to).and_then(Option::as_ref);
+        let mail = target.map(|entry| Arc::clone(&entry.mail));
+        for (worker, came) in [(from, false), (to, true)] {
+            if let Some(entry) = table.workers.get(worker).and_then(Option::as_ref) {
+                if came {
+                    entry.vitals.moved_in();
+                } else {
+                    entry.vitals.moved_out();
+                }
+            }
+        }
+        drop(table);
+        if let Some(mail) = mail {
+            send(&mail, Letter::Attach(key, input, vitals));
+        }
+        self.moves.fetch_add(1, Ordering::Relaxed);
+        self.settled(key, to);
+        Ok(true)
+    }
+
+    /// Keeps a worker out of use, or puts it to use. It keeps its queues either way.
+    pub fn rest(&self, worker: usize, resting: bool) {
+        self.table.lock().set_resting(worker, resting);
+    }
+
+    /// Says whether a queue is to stay where it is, whatever the steward thinks.
+    ///
+    /// # Errors
+    /// There is no such queue.
+    pub fn pin(&self, key: QueueKey, pinned: bool) -> Result<(), MoveError> {
+        let mut table = self.table.lock();
+        let place = table.queues.get_mut(&key).ok_or(MoveError::NoQueue)?;
+        place.pinned = pinned;
+        Ok(())
+    }
+
+    /// Who owns a queue; while it moves, who did last.
+    pub fn owner(&self, key: QueueKey) -> Option<usize> {
+        self.table.lock().queues.get(&key).map(|place| place.owner)
+    }
+
+    /// The workers, by number.
+    pub fn list(&self) -> Vec<Seen> {
+        let table = self.table.lock();
+        let workers = table.workers.iter().enumerate();
+        workers
+            .filter_map(|(index, entry)| {
+                let entry = entry.as_ref().filter(|e| e.standing == Standing::Here)?;
+                let queues = table.queues.iter().filter(|(_, p)| p.owner == index);
+                Some(Seen {
+                    index,
+                    wanted: entry.wanted,
+                    vitals: Arc::clone(&entry.vitals),
+                    queues: queues.map(|(key, _)| *key).collect(),
+                    resting: entry.resting,
+                })
+            })
+            .collect()
+    }
+
+    /// The queues, in order.
+    pub fn queues(&self) -> Vec<QueueSeen> {
+        let table = self.table.lock();
+        let queues = table.queues.iter().map(|(key, place)| QueueSeen {
+            key: *key,
+            owner: place.owner,
+            pinned: place.pinned,
+            vitals: Arc::clone(&place.vitals),
+        });
+        queues.collect()
+    }
+
+    /// How many numbers are in use or were: what is kept by worker has so many places.
+    pub fn places(&self) -> usize {
+        self.table.lock().workers.len()
+    }
+
+    /// Queues moved between workers so far, and how often a NIC was not done in time with what the last owner had sent.
+    pub fn moves(&self) -> (u64, u64) {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (get(&self.moves), get(&self.unsettled))
+    }
+
+    /// Gives the lock up, asks the owner for its queue and waits for it.
+    fn recall(&self, table: MutexGuard<'_, Table>, owner: usize, key: QueueKey) -> Option<Input> {
+        let mail = Arc::clone(&table.workers.get(owner)?.as_ref()?.mail);
+        drop(table);
+        let (reply, answer) = mpsc::sync_channel(1);
+        send(&mail, Letter::Detach(key, reply));
+        // A letter that is never read ends with its box, and so does this wait.
+        drop(mail);
+        answer.recv().ok().flatten()
+    }
+
+    /// A queue has arrived.
+    fn settled(&self, key: QueueKey, owner: usize) {
+        if let Some(place) = self.table.lock().queues.get_mut(&key) {
+            (place.owner, place.transit) = (owner, None);
+        }
+        self.arrived.notify_all();
+    }
+
+    /// Waits until NICs have sent what this worker gave them, if another uses other queues of theirs.
+    fn settle_nics(&self, from: usize, to: usize) {
+        #[cfg(feature = "dpdk")]
+        {
+            let snapshot = self.shared.snapshot.load();
+            let until = std::time::Instant::now() + SETTLE;
+            for nic in snapshot.nics() {
+                if !nic.settle(from, to, until) {
+                    self.unsettled.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        #[cfg(not(feature = "dpdk"))]
+        let _ = (from, to, &self.shared);
+    }
+}
+
+// ---- the list of workers ----------------------------------------------------------------------------------------
+
+/// What leads from the workers there are to those that are wanted. Dropped without [`Workers::commit`], new workers stay
+/// prepared and idle; see [`Workers::abandon`].
+#[must_use]
+#[derive(Debug)]
+pub struct Change {
+    coming: Vec<usize>,
+    leaving: Vec<usize>,
+    changed: Vec<(usize, Wanted)>,
+}
+
+impl Workers {
+    /// Prepares a change of the list: everything that can fail is done, and nothing is changed. New workers have their
+    /// numbers, so [`places`](Self::places) says how many places counters need before the [`commit`](Self::commit).
+    ///
+    /// A worker whose core is still wanted stays, whatever its place in the list. The others are moved to the cores that
+    /// are new, as far as there are any, and keep their queues.
+    ///
+    /// # Errors
+    /// A thread or descriptor that the system did not give.
+    pub fn prepare(&self, wanted: &[Wanted]) -> io::Result<Change> {
+        let mut change = Change {
+            coming: Vec::new(),
+            leaving: Vec::new(),
+            changed: Vec::new(),
+        };
+        let mut missing: Vec<Wanted> = wanted.to_vec();
+        for Seen { index, wanted, .. } in self.list() {
+            match missing.iter().position(|w| w.core == wanted.core) {
+                Some(at) => {
+                    let new = missing.remove(at);
+                    if new != wanted {
+                        change.changed.push((index, new));
+                    }
+                }
+                None => change.leaving.push(index),
+            }
+        }
+        let repinned = change.leaving.len().min(missing.len());
+        let pairs = change.leaving.drain(..repinned);
+        change.changed.extend(pairs.zip(missing.drain(..repinned)));
+        for wanted in missing {
+            match self.hire(wanted) {
+                Ok(index) => change.coming.push(index),
+                Err(error) => {
+                    self.abandon(change);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(change)
+    }
+
+    /// Makes a prepared change. New workers must have places in the snapshot that workers see by now. When this returns
+    /// the workers that left have ended, and their queues are with others.
+    pub fn commit(&self, change: Change) {
+        let mut table = self.table.lock();
+        for (index, wanted) in change.changed {
+            if let Some(entry) = table.workers.get_mut(index).and_then(Option::as_mut) {
+                let mail = Arc::clone(&entry.mail);
+                let before = std::mem::replace(&mut entry.wanted, wanted);
+                if before.core != wanted.core {
+                    send(&mail, Letter::Pin(wanted.core));
+                }
+                if before.busy_poll != wanted.busy_poll {
+                    send(&mail, Letter::BusyPoll(wanted.busy_poll));
+                }
+            }
+        }
+        for (list, standing) in [
+            (&change.coming, Standing::Here),
+            (&change.leaving, Standing::Leaving),
+        ] {
+            for index in list {
+                if let Some(entry) = table.workers.get_mut(*index).and_then(Option::as_mut) {
+                    entry.standing = standing;
+                }
+            }
+        }
+        drop(table);
+        for index in change.leaving {
+            self.vacate(index);
+            self.dismiss(index);
+        }
+    }
+
+    /// Takes back what was prepared.
+    pub fn abandon(&self, change: Change) {
+        for index in change.coming {
+            self.dismiss(index);
+        }
+    }
+
+    /// Ends all workers and waits for them.
+    pub fn stop(&self) {
+        for index in 0..self.places() {
+            self.dismiss(index);
+        }
+    }
+
+    /// Starts a worker that gets no queues yet.
+    fn hire(&self, wanted: Wanted) -> io::Result<usize> {
+        let mut table = self.table.lock();
+        let free = table.workers.iter().position(Option::is_none);
+        let index = free.unwrap_or(table.workers.len());
+        let mail = Arc::new(Mailbox::new(MAIL)?);
+        let vitals = Arc::<Vitals>::default();
+        let worker = Worker::new(
+            index,
+            (wanted.core, wanted.busy_poll),
+            &self.shared,
+            &mail,
+            &vitals,
+        )?;
+        let thread = thread::Builder::new()
+            .name(format!("worker/{index}"))
+            .spawn(move || worker.run())?;
+        if free.is_none() {
+            table.workers.push(None);
+        }
+        if let Some(place) = table.workers.get_mut(index) {
+            *place = Some(Entry {
+                wanted,
+                vitals,
+                mail,
+                thread,
+                standing: Standing::Coming,
+                resting: true,
+            });
+        }
+        Ok(index)
+    }
+
+    /// Moves all queues of a worker that gets no more to others; those that are on their way to it, too. What nobody takes
+    /// stays.
+    fn vacate(&self, worker: usize) {
+        loop {
+            let mut table = self.table.lock();
+            let mut owned = table
+                .queues
+                .iter_mut()
+                .filter(|(_, p)| p.at() == worker || p.owner == worker);
+            let Some((&key, place)) = owned.next() else {
+                return;
+            };
+            if place.transit.is_some() {
+                self.arrived.wait(&mut table);
+                continue;
+            }
+            place.pinned = false;
+            let Some(to) = table.choose(Some(worker)) else {
+                return;
+            };
+            drop(table);
+            match self.move_queue(key, to) {
+                Ok(_) | Err(MoveError::InTransit | MoveError::NoQueue | MoveError::NoWorker) => {}
+            }
+        }
+    }
+
+    /// Ends a worker and waits for it. Queues that it still has end with it.
+    fn dismiss(&self, index: usize) {
+        let mut table = self.table.lock();
+        let Some(entry) = table.workers.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        table.queues.retain(|_, place| place.owner != index);
+        drop(table);
+        self.arrived.notify_all();
+        send(&entry.mail, Letter::Stop);
+        let _ = entry.thread.join();
+    }
+}
+
+fn send(mail: &Mailbox<Letter>, mut letter: Letter) {
+    while let Err(back) = mail.put(letter) {
+        letter = back;
+        thread::yield_now();
+    }
+}

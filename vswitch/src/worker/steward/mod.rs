@@ -1,0 +1,556 @@
+//! The steward: who moves queues between workers, and decides how many workers are in use.
+//!
+//! # Theory of operation
+//!
+//! A thread that sleeps without a timer while nothing happens. A worker that is busy rings ([`bell`](super::bell)); from then
+//! on the steward looks at all workers, every 10 ms to 1 s, until there is nothing to do again. While it looks, a worker
+//! whose queues stand rings, too, and is looked at at once.
+//!
+//! What a look sees are the figures that workers and queues keep of themselves. What follows from it is decided by
+//! [`vswitch_flowtable::scale`] (one worker more, one less) and [`vswitch_flowtable::balance`] (which queues move), which
+//! know neither clock nor queue. What is decided is made by [`Workers::move_queue`] and noted in the [`trace`].
+//!
+//! A worker that is not in use *rests*: it owns no queue and sleeps without a timer. A queue that the operator has pinned
+//! is no item for the balancer; its load is taken off its worker's capacity.
+//!
+//! # Limits
+//!
+//! 64 workers and 4096 queues are balanced; queues beyond stay where they are. A worker that rests again soon after it
+//! was put to use stays in use for longer and longer, up to [`CALM_MAX`], before it may rest the next time.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use vswitch_flowtable::balance::{self, Balancer, Item, ItemLoad, Node, Plan, Reason, WorkerRoom};
+use vswitch_flowtable::scale::{self, Scaler};
+
+use super::bell::Ears;
+use super::node;
+use super::registry::{MoveError, QueueSeen, Seen, Workers};
+use super::{QueueKey, Shared};
+use trace::{Decision, Trace, What};
+
+pub mod trace;
+
+/// Workers that are looked at.
+const WORKERS: usize = 64;
+/// Queues that are looked at.
+const QUEUES: usize = 4096;
+/// For how long the operator's look measures.
+const SAMPLE: Duration = Duration::from_millis(50);
+/// Below this busy share of all workers together nothing is worth watching.
+const QUIET: f64 = 0.05;
+/// A worker that was put to use stays so for this long at least, and for longer each time that it was in vain.
+const CALM_MIN: Duration = Duration::from_millis(20);
+/// See [`CALM_MIN`].
+const CALM_MAX: Duration = Duration::from_secs(5);
+
+/// What the steward may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Duties {
+    /// Move queues by load.
+    pub rebalance: bool,
+    /// Take workers out of use. Only together with `rebalance`: who cannot move queues cannot empty a worker.
+    pub scale: bool,
+}
+
+impl Duties {
+    fn scales(self) -> bool {
+        self.rebalance && self.scale
+    }
+}
+
+/// See the module's page.
+pub struct Steward {
+    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+    brain: Mutex<Brain>,
+    ending: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Steward {
+    /// Starts its thread.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn start(
+        workers: &Arc<Workers>,
+        shared: &Arc<Shared>,
+        duties: Duties,
+    ) -> io::Result<Arc<Self>> {
+        let steward = Arc::new(Steward {
+            shared: Arc::clone(shared),
+            workers: Arc::clone(workers),
+            brain: Mutex::new(Brain::new(duties)),
+            ending: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        });
+        let own = Arc::clone(&steward);
+        let thread = std::thread::Builder::new().name("steward".into());
+        *steward.thread.lock() = Some(thread.spawn(move || own.run())?);
+        Ok(steward)
+    }
+
+    /// Takes up what it may do, and which workers there are.
+    pub fn configure(&self, duties: Duties) {
+        let mut brain = self.brain.lock();
+        brain.duties = duties;
+        if !duties.scales() {
+            for worker in self.workers.list() {
+                self.workers.rest(worker.index, false);
+            }
+        }
+        drop(brain);
+        self.shared.bell.ring();
+    }
+
+    /// What it may do.
+    pub fn duties(&self) -> Duties {
+        self.brain.lock().duties
+    }
+
+    /// Measures for a moment and balances now, whether that is switched on or not. Returns what was decided.
+    pub fn rebalance(&self) -> Vec<Decision> {
+        let mut brain = self.brain.lock();
+        brain.begin(Instant::now(), &self.workers);
+        std::thread::sleep(SAMPLE);
+        let now = SystemTime::now();
+        let outcome = brain.balance(Instant::now(), &self.workers);
+        let noted = brain.trace.decisions();
+        let new: Vec<_> = noted.into_iter().filter(|d| d.at >= now).collect();
+        if new.is_empty() {
+            brain.trace.note(now, What::Nothing, outcome.to_string());
+            return brain.trace.decisions().pop().into_iter().collect();
+        }
+        new
+    }
+
+    /// Moves a queue to a worker and keeps it there, or leaves it to the steward again.
+    ///
+    /// # Errors
+    /// See [`MoveError`].
+    pub fn set(&self, key: QueueKey, worker: Option<usize>) -> Result<(), MoveError> {
+        let mut brain = self.brain.lock();
+        let now = SystemTime::now();
+        let asked = "the operator asked for it";
+        match worker {
+            Some(to) => {
+                let from = self.workers.owner(key).ok_or(MoveError::NoQueue)?;
+                if self.workers.move_queue(key, to)? {
+                    let queue = key;
+                    brain.trace.note(now, What::Move { queue, from, to }, asked);
+                }
+                self.workers.rest(to, false);
+                self.workers.pin(key, true)?;
+                brain.trace.note(now, What::Pin(key, to), asked);
+            }
+            None => {
+                self.workers.pin(key, false)?;
+                brain.trace.note(now, What::Release(key), asked);
+            }
+        }
+        Ok(())
+    }
+
+    /// The last decisions, the oldest first.
+    pub fn trace(&self) -> Vec<Decision> {
+        self.brain.lock().trace.decisions()
+    }
+
+    /// Ends its thread and waits for it.
+    pub fn stop(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+        self.shared.bell.ring();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn run(&self) {
+        let bell = &self.shared.bell;
+        let mut next = Next::QUIET;
+        while !self.ending.load(Ordering::Relaxed) {
+            bell.listen(next.ears);
+            let rung = self.wait(next.within);
+            bell.listen(Ears::Deaf);
+            let asleep = next.within.is_none();
+            let mut brain = self.brain.lock();
+            let now = Instant::now();
+            next = if asleep {
+                // What was measured before is of another time.
+                brain.begin(now, &self.workers);
+                brain.next(&self.workers, 1.0)
+            } else {
+                brain.look(now, rung, &self.workers)
+            };
+        }
+    }
+
+    /// Waits for the bell; true if it rang.
+    fn wait(&self, within: Option<Duration>) -> bool {
+        let within = within.map(|d| Timespec {
+            tv_sec: d.as_secs() as i64,
+            tv_nsec: i64::from(d.subsec_nanos()),
+        });
+        let mut fds = [PollFd::new(&self.shared.bell, PollFlags::IN)];
+        let _ = rustix::event::poll(&mut fds, within.as_ref());
+        self.shared.bell.answer()
+    }
+}
+
+/// When to look again, and what to be woken for before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Next {
+    ears: Ears,
+    within: Option<Duration>,
+}
+
+impl Next {
+    /// When somebody is busy.
+    const QUIET: Self = Next {
+        ears: Ears::Busy,
+        within: None,
+    };
+    /// When it is configured anew.
+    const NEVER: Self = Next {
+        ears: Ears::Deaf,
+        within: None,
+    };
+}
+
+/// What the steward remembers from look to look.
+struct Brain {
+    duties: Duties,
+    balancer: Balancer,
+    scaler: Scaler,
+    trace: Trace,
+    started: Instant,
+    /// When balancing last looked, and what it saw.
+    balanced: Instant,
+    queues: BTreeMap<QueueKey, Known>,
+    /// When scaling last looked, and how long each worker had been busy by then.
+    scaled: Instant,
+    busy: [u64; WORKERS],
+    calm: Duration,
+    grown: Option<Instant>,
+    shrunk: Option<Instant>,
+}
+
+/// What is remembered of a queue.
+#[derive(Clone, Copy)]
+struct Known {
+    item: u16,
+    busy_ns: u64,
+}
+
+impl Brain {
+    fn new(duties: Duties) -> Self {
+        let now = Instant::now();
+        Brain {
+            duties,
+            balancer: Balancer::new(QUEUES, WORKERS, balance::Settings::default()),
+            scaler: Scaler::new(WORKERS, scale::Settings::default()),
+            trace: Trace::default(),
+            started: now,
+            balanced: now,
+            queues: BTreeMap::new(),
+            scaled: now,
+            busy: [0; WORKERS],
+            calm: CALM_MIN,
+            grown: None,
+            shrunk: None,
+        }
+    }
+
+    /// Measures from now on.
+    fn begin(&mut self, now: Instant, workers: &Workers) {
+        self.remember(now, &workers.queues());
+        self.remember_busy(now, &workers.list());
+    }
+
+    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) {
+        let mut known = BTreeMap::new();
+        let mut taken = vec![false; QUEUES];
+        for old in self.queues.values() {
+            if let Some(taken) = taken.get_mut(usize::from(old.item)) {
+                *taken = true;
+            }
+        }
+        for queue in queues {
+            // A queue keeps its number, because the balancer remembers what it did with it.
+            let item = match self.queues.get(&queue.key) {
+                Some(known) => known.item,
+                None => match taken.iter().position(|taken| !taken) {
+                    Some(free) => free as u16,
+                    None => continue,
+                },
+            };
+            if let Some(taken) = taken.get_mut(usize::from(item)) {
+                *taken = true;
+            }
+            let busy_ns = queue.vitals.busy_ns();
+            known.insert(queue.key, Known { item, busy_ns });
+        }
+        (self.queues, self.balanced) = (known, now);
+    }
+
+    fn remember_busy(&mut self, now: Instant, workers: &[Seen]) {
+        for worker in workers {
+            if let Some(busy) = self.busy.get_mut(worker.index) {
+                *busy = worker.vitals.read().busy_ns;
+            }
+        }
+        self.scaled = now;
+    }
+
+    /// Looks, decides and acts.
+    fn look(&mut self, now: Instant, rung: bool, workers: &Workers) -> Next {
+        let list = workers.list();
+        let busy = self.total_busy(now, &list);
+        let mut scaled = false;
+        if self.duties.scales() {
+            scaled = self.scale(now, &list, workers);
+        } else {
+            self.remember_busy(now, &list);
+        }
+        let due = now.duration_since(self.balanced) >= self.balancer.period();
+        if self.duties.rebalance && (scaled || due) {
+            self.balance(now, workers);
+        }
+        let mut next = self.next(workers, busy);
+        if rung && !scaled {
+            // There was nothing to be done about what rang, and there will not be in the next moment.
+            next.ears = Ears::Deaf;
+        }
+        next
+    }
+
+    /// Busy share of all workers since the last look, added up.
+    fn total_busy(&self, now: Instant, list: &[Seen]) -> f64 {
+        let elapsed = now.duration_since(self.scaled).as_nanos().max(1) as f64;
+        let busy = list.iter().map(|worker| {
+            let before = self.busy.get(worker.index).copied().unwrap_or_default();
+            worker.vitals.read().busy_ns.saturating_sub(before)
+        });
+        busy.sum::<u64>() as f64 / elapsed
+    }
+
+    /// When to look again.
+    fn next(&self, workers: &Workers, busy: f64) -> Next {
+        let list = workers.list();
+        if !self.duties.rebalance || list.len() < 2 {
+            return Next::NEVER;
+        }
+        let in_use = list.iter().filter(|w| !w.resting).count();
+        // Workers that may still be spared are watched until they are.
+        let spare = self.duties.scales() && in_use > 1;
+        if busy < QUIET && !spare {
+            return Next::QUIET;
+        }
+        let within = self.balancer.period().min(if spare {
+            self.calm.max(Duration::from_millis(20))
+        } else {
+            Duration::MAX
+        });
+        Next {
+            ears: Ears::Queueing,
+            within: Some(within),
+        }
+    }
+
+    // ---- how many workers are in use -----------------------------------------------------------------------------
+
+    /// Puts a worker to use or takes one out of use; true if it did.
+    fn scale(&mut self, now: Instant, list: &[Seen], workers: &Workers) -> bool {
+        let looks = self.looks(list, workers);
+        self.remember_busy(now, list);
+        let at = now.duration_since(self.started);
+        let decision = self.scaler.look(at, &looks);
+        let wall = SystemTime::now();
+        match decision {
+            scale::Decision::Stay => false,
+            scale::Decision::Crowded { reason } => {
+                self.trace.note(wall, What::Crowded, reason.to_string());
+                false
+            }
+            scale::Decision::Grow { wake, reason } => {
+                let Some(wake) = list.get(usize::from(wake.0)).map(|w| w.index) else {
+                    return false;
+                };
+                // It was taken out of use too soon.
+                let soon = self
+                    .shrunk
+                    .is_some_and(|t| now.duration_since(t) < self.calm * 8);
+                self.calm = if soon {
+                    (self.calm * 2).min(CALM_MAX)
+                } else {
+                    CALM_MIN
+                };
+                self.grown = Some(now);
+                workers.rest(wake, false);
+                self.trace.note(wall, What::Grow(wake), reason.to_string());
+                self.balancer.hurry();
+                true
+            }
+            scale::Decision::Shrink { park, reason } => {
+                let Some(park) = list.get(usize::from(park.0)).map(|w| w.index) else {
+                    return false;
+                };
+                let pinned = workers.queues().iter().any(|q| q.owner == park && q.pinned);
+                let in_use = list.iter().filter(|w| !w.resting).count();
+                let calm = self
+                    .grown
+                    .is_none_or(|t| now.duration_since(t) >= self.calm);
+                // The last one stays: it sleeps by itself when there is nothing to do.
+                if pinned || in_use < 2 || !calm {
+                    return false;
+                }
+                self.shrunk = Some(now);
+                workers.rest(park, true);
+                self.trace
+                    .note(wall, What::Shrink(park), reason.to_string());
+                true
+            }
+        }
+    }
+
+    /// The workers as the scaler sees them, in the order of the list.
+    fn looks(&self, list: &[Seen], workers: &Workers) -> Vec<scale::Look> {
+        let queues = workers.queues();
+        let loaded = |q: &&QueueSeen| {
+            let before = self.queues.get(&q.key).map_or(0, |known| known.busy_ns);
+            !q.pinned && q.vitals.busy_ns() > before
+        };
+        let look = |worker: &Seen| {
+            let pulse = worker.vitals.read();
+            let before = self.busy.get(worker.index).copied().unwrap_or_default();
+            let own = queues.iter().filter(|q| q.owner == worker.index);
+            scale::Look {
+                parked: worker.resting,
+                // A sleeping worker has no delay, whatever it last saw.
+                delay: if pulse.asleep {
+                    Duration::ZERO
+                } else {
+                    pulse.delay
+                },
+                standing: pulse.standing > 0 && !pulse.asleep,
+                busy: Duration::from_nanos(pulse.busy_ns.saturating_sub(before)),
+                divisible: own.filter(loaded).count() > 1,
+                node: node::of_core(worker.wanted.core),
+            }
+        };
+        list.iter().map(look).collect()
+    }
+
+    // ---- who has which queue -------------------------------------------------------------------------------------
+
+    /// Moves queues by what they took since the last time.
+    fn balance(&mut self, now: Instant, workers: &Workers) -> balance::Outcome {
+        let (list, queues) = (workers.list(), workers.queues());
+        let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
+        let before = self.queues.clone();
+        self.remember(now, &queues);
+        let mut rooms = rooms(&list, elapsed.max(1));
+        // Numbers without a queue, and pinned queues, are where they need not go away from.
+        let taker = rooms.iter().position(|room| room.takes).unwrap_or(0);
+        let absent = ItemLoad {
+            worker: balance::Worker(taker as u16),
+            load: 0,
+            node: None,
+        };
+        let mut items = vec![
+            absent;
+            self.queues
+                .values()
+                .map(|k| usize::from(k.item) + 1)
+                .max()
+                .unwrap_or(0)
+        ];
+        let mut names = vec![None; items.len()];
+        for queue in &queues {
+            let Some(known) = self.queues.get(&queue.key) else {
+                continue;
+            };
+            let since = before.get(&queue.key).map_or(0, |known| known.busy_ns);
+            let load = known.busy_ns.saturating_sub(since);
+            if queue.pinned {
+                if let Some(room) = rooms.get_mut(queue.owner) {
+                    room.capacity = room.capacity.saturating_sub(load).max(1);
+                }
+                continue;
+            }
+            let at = usize::from(known.item);
+            if let (Some(item), Some(name)) = (items.get_mut(at), names.get_mut(at)) {
+                *item = ItemLoad {
+                    worker: balance::Worker(queue.owner as u16),
+                    load,
+                    node: None,
+                };
+                *name = Some(queue.key);
+            }
+        }
+        let plan = self.balancer.plan(&items, &rooms);
+        carry_out(&plan, &names, workers, &mut self.trace);
+        plan.outcome
+    }
+}
+
+/// The workers as the balancer sees them, by number.
+fn rooms(list: &[Seen], capacity: u64) -> Vec<WorkerRoom> {
+    let nobody = WorkerRoom {
+        capacity,
+        takes: false,
+        node: Node(u8::MAX),
+    };
+    let places = list.iter().map(|w| w.index + 1).max().unwrap_or(0);
+    let mut rooms = vec![nobody; places];
+    for worker in list {
+        if let Some(room) = rooms.get_mut(worker.index) {
+            *room = WorkerRoom {
+                capacity,
+                takes: !worker.resting,
+                node: node::of_core(worker.wanted.core),
+            };
+        }
+    }
+    rooms
+}
+
+fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, trace: &mut Trace) {
+    let named = |item: Item| names.get(usize::from(item.0)).copied().flatten();
+    for a_move in plan.moves {
+        let (from, to) = (usize::from(a_move.from.0), usize::from(a_move.to.0));
+        let Some(queue) = named(a_move.item) else {
+            continue;
+        };
+        // A queue that has gone, or is moved by somebody else, is not worth a word.
+        if workers.move_queue(queue, to) == Ok(true) {
+            let why = match a_move.reason {
+                // Numbers of items mean nothing to people.
+                Reason::BesideElephant(_) => "a heavy queue needs the room".to_owned(),
+                Reason::ElephantsApart(_) => "two heavy queues part".to_owned(),
+                other => other.to_string(),
+            };
+            let (before, after) = (a_move.before * 100.0, a_move.after * 100.0);
+            let reason = format!("{why}: largest load {before:.0} % -> {after:.0} %");
+            let what = What::Move { queue, from, to };
+            trace.note(SystemTime::now(), what, reason);
+        }
+    }
+    for filling in plan.filling {
+        if let Some(queue) = named(filling.item) {
+            let load = filling.load * 100.0;
+            let worker = filling.worker.0;
+            let reason =
+                format!("it alone takes {load:.0} % of worker {worker} and cannot be split");
+            trace.note(SystemTime::now(), What::Filling(queue), reason);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What the steward decided lately, and why.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use super::super::QueueKey;
+
+/// Decisions that are kept.
+pub const KEPT: usize = 256;
+/// What does not change anything is noted at most once in so long a time.
+const REMARK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What was decided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// A queue moved.
+    Move {
+        /// Which.
+        queue: QueueKey,
+        /// From this worker.
+        from: usize,
+        /// To that.
+        to: usize,
+    },
+    /// A worker was put to use.
+    Grow(usize),
+    /// A worker was taken out of use.
+    Shrink(usize),
+    /// All workers are in use, and that is not enough.
+    Crowded,
+    /// A queue fills its worker by itself.
+    Filling(QueueKey),
+    /// The operator said where a queue stays.
+    Pin(QueueKey, usize),
+    /// The operator left a queue to the steward again.
+    Release(QueueKey),
+    /// The operator asked for a look that changed nothing.
+    Nothing,
+}
+
+impl What {
+    /// It changes nothing, so it may come again and again.
+    fn is_remark(self) -> bool {
+        matches!(self, What::Crowded | What::Filling(_))
+    }
+}
+
+/// A decision.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Decision {
+    /// When.
+    pub at: SystemTime,
+    /// What.
+    pub what: What,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// The last [`KEPT`] decisions, the oldest first.
+#[derive(Debug, Default)]
+pub struct Trace {
+    decisions: VecDeque<Decision>,
+}
+
+impl Trace {
+    /// Notes a decision; the oldest makes room for it. A remark is dropped if it was made a moment ago.
+    pub fn note(&mut self, at: SystemTime, what: What, reason: impl Into<String>) {
+        let lately = |d: &&Decision| at.duration_since(d.at).unwrap_or_default() < REMARK_AGAIN;
+        let mut recent = self.decisions.iter().rev().take_while(lately);
+        if what.is_remark() && recent.any(|d| d.what == what) {
+            return;
+        }
+        if self.decisions.len() >= KEPT {
+            self.decisions.pop_front();
+        }
+        self.decisions.push_back(Decision {
+            at,
+            what,
+            reason: reason.into(),
+        });
+    }
+
+    /// All of them, the oldest first.
+    pub fn decisions(&self) -> Vec<Decision> {
+        self.decisions.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_make_room() {
+        let mut trace = Trace::default();
+        for n in 0..KEPT + 10 {
+            trace.note(SystemTime::UNIX_EPOCH, What::Grow(n), "");
+        }
+        let kept = trace.decisions();
+        assert_eq!(kept.len(), KEPT);
+        assert_eq!(kept[0].what, What::Grow(10));
+    }
+
+    #[test]
+    fn remarks_are_not_repeated_at_once() {
+        let (mut trace, start) = (Trace::default(), SystemTime::UNIX_EPOCH);
+        let after = |ms| start + Duration::from_millis(ms);
+        for ms in 0..2500 {
+            trace.note(after(ms), What::Crowded, "");
+        }
+        trace.note(after(2500), What::Shrink(0), "");
+        trace.note(after(2501), What::Shrink(0), "");
+        let kept = trace.decisions();
+        let crowded = kept.iter().filter(|d| d.what == What::Crowded).count();
+        assert_eq!((crowded, kept.len()), (3, 5));
+    }
+}
