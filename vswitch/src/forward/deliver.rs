@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use vswitch_flowtable::Micros;
 use vswitch_packet::{MacAddr, Offload, check_offload};
 use vswitch_vhost::TxFrame;
 
@@ -11,8 +12,8 @@ use super::fdb::CoarseSecond;
 use super::group::Groups;
 use super::learn::{LearnMailbox, Seen};
 use super::output::Outgoing;
-use super::snapshot::{Bridge, Port, Snapshot};
-use super::steer;
+use super::snapshot::{Bridge, Output, Port, Snapshot};
+use super::steer::{self, Views};
 use super::ways::{Epoch, HeadKey, Ways};
 use super::{BURST, Vid};
 use crate::capture::{self, Direction, Taps};
@@ -44,6 +45,10 @@ pub struct Context<'a> {
     pub ingress: &'a Port,
     /// The coarse clock.
     pub now: CoarseSecond,
+    /// A finer one.
+    pub micros: Micros,
+    /// The pair that a guest sent the burst on; its flows are learned from it.
+    pub pair: Option<u16>,
     /// Set if the source must be emptied but not forwarded.
     pub discard: Option<InputDrop>,
 }
@@ -57,6 +62,7 @@ pub struct Forwarder {
     /// Which ways hold in this burst.
     epoch: Epoch,
     outgoing: Outgoing,
+    views: Views,
     learn: Arc<LearnMailbox>,
 }
 
@@ -70,6 +76,7 @@ impl Forwarder {
             ways: Ways::default(),
             epoch: Epoch::NONE,
             outgoing: Outgoing::new(worker),
+            views: Views::default(),
             learn,
         }
     }
@@ -78,6 +85,7 @@ impl Forwarder {
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         self.groups.reserve(snapshot.outputs());
         self.ways.forget();
+        self.views.adopt(snapshot);
     }
 
     /// Forwards one burst. When it returns every frame is in the receivers' buffers or counted as dropped.
@@ -103,6 +111,10 @@ impl Forwarder {
                 Err(reason) => counters.drop_input(reason),
             }
         }
+        if let (Some(pair), Ok(_)) = (ctx.pair, bridge) {
+            let head = |i| frames.get(i).ok().map(|f| (f.head, f.len as usize));
+            self.views.learn(ctx.ingress, pair, len, head, ctx.micros);
+        }
         counters.received.add(len as u64);
         counters.received_bytes.add(bytes);
         counters.switched.add(switched);
@@ -110,7 +122,9 @@ impl Forwarder {
         while let Some((output, group)) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
                 let list = self.groups.list(output, group);
-                self.outgoing.deliver(ctx, port, queue, list, frames);
+                if let Some(position) = self.outgoing.deliver(ctx, port, queue, list, frames) {
+                    self.views.sent(port, list, position, ctx.micros);
+                }
             }
         }
     }
@@ -249,12 +263,12 @@ impl Forwarder {
             Destination::Reflected => return Err(InputDrop::Reflection),
             Destination::Port(index) => {
                 let port = ctx.snapshot.port(index).ok_or(InputDrop::NoOutput)?;
-                copies += self.file_one(port, verdict, i, head, len);
+                copies += self.file_one(ctx, port, verdict, i, head, len);
             }
             Destination::Flood => {
                 let others = bridge.members.iter().filter(|p| p.at != ctx.ingress.at);
                 for port in others.filter(|p| p.carries(verdict.vid)) {
-                    copies += self.file_one(port, verdict, i, head, len);
+                    copies += self.file_one(ctx, port, verdict, i, head, len);
                 }
             }
         }
@@ -266,10 +280,25 @@ impl Forwarder {
     }
 
     #[inline]
-    fn file_one(&mut self, port: &Port, verdict: Verdict, i: u8, head: &[u8], len: u32) -> u64 {
+    fn file_one(
+        &mut self,
+        ctx: Context<'_>,
+        port: &Port,
+        verdict: Verdict,
+        i: u8,
+        head: &[u8],
+        len: u32,
+    ) -> u64 {
         let edit = port.vlan.edit(verdict.vid, verdict.tci);
-        let len = len as usize;
-        let queue = steer::queue(&port.output, self.worker, verdict.vid, head, len);
+        let queue = match (steer::only(&port.output, self.worker), &port.output) {
+            (Some(queue), _) => queue,
+            (None, Output::Guest(queues)) => {
+                let frame = (usize::from(i), verdict.vid, head, len as usize);
+                self.views.select(port, queues, frame, ctx.micros)
+            }
+            #[cfg(feature = "dpdk")]
+            (None, Output::Nic(_)) => 0,
+        };
         let output = port.first_output.queue(queue);
         u64::from(self.groups.file(output, 1 << i, edit))
     }

@@ -57,7 +57,8 @@ impl Outgoing {
         self.offloads.get(i).copied().unwrap_or_default()
     }
 
-    /// Writes one output's frames, under its lock, taken once.
+    /// Writes one output's frames, under its lock, taken once. Of a guest with several queues the answer is the position
+    /// behind the frames in their ring.
     #[inline(never)]
     pub fn deliver<F: Frames>(
         &mut self,
@@ -66,10 +67,9 @@ impl Outgoing {
         queue: u16,
         list: List<'_>,
         frames: &F,
-    ) {
-        let Some(counters) = port.counters.get(self.worker) else {
-            return;
-        };
+    ) -> Option<u16> {
+        let counters = port.counters.get(self.worker)?;
+        let mut position = None;
         counters.offered.add(list.len() as u64);
         let watched = ctx.snapshot.capture.as_ref();
         let mut outcomes = Outcomes::new();
@@ -85,6 +85,7 @@ impl Outgoing {
                         Some(ring) => {
                             let accepts = accepts(ring, port.offloads);
                             self.fill_guest(ring, accepts, list, frames, &mut tally);
+                            position = (queues.pairs() > 1).then(|| ring.published());
                         }
                     }
                 }
@@ -110,6 +111,7 @@ impl Outgoing {
         if let Some(taps) = watched {
             self.show_delivered(taps, port, list, frames, &outcomes);
         }
+        position
     }
 
     #[inline(never)]
