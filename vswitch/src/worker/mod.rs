@@ -34,8 +34,8 @@ use crate::forward::{Forwarder, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
 pub use idle::BusyPoll;
 use idle::{Idle, Poller};
-pub use queues::QueueKey;
 use queues::{GuestQueue, Queues};
+pub use queues::{QueueKey, Steps, serve};
 
 /// Letters that may wait for a worker.
 const MAIL: usize = 256;
@@ -145,7 +145,7 @@ impl Workers {
                 shared: Arc::clone(shared),
                 forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
                 scratch: TxScratch::new(),
-                queues: Queues::new(index, Poller::new(&mail)?),
+                queues: Queues::new(Poller::new(&mail)?),
                 idle: Idle::new(busy_poll),
                 mail: Arc::clone(&mail),
                 vitals: Arc::clone(&vitals),

@@ -48,9 +48,51 @@ impl Frames for TxBurst<'_> {
     }
 }
 
+/// Told of the steps of a burst as they are done. `()` does not listen, and then nothing is left of the telling.
+pub trait Steps {
+    /// The burst is taken out of the ring.
+    fn taken(&mut self) {}
+    /// It is settled where each frame goes.
+    fn decided(&mut self) {}
+    /// All frames are in their receivers' buffers, or counted as dropped.
+    fn delivered(&mut self) {}
+    /// The sender has its buffers back, and was called if it wanted to be.
+    fn completed(&mut self) {}
+}
+
+impl Steps for () {}
+
+/// One burst of a guest's queue, from its ring to where its frames go; says how many chains that were.
+#[inline(always)]
+pub fn serve(
+    ring: &mut TxRing,
+    context: Context<'_>,
+    forwarder: &mut Forwarder,
+    scratch: &mut TxScratch,
+    steps: &mut impl Steps,
+) -> usize {
+    let taken = match ring.take(scratch, BURST) {
+        Ok(burst) if !burst.is_empty() => {
+            steps.taken();
+            forwarder.forward_in_steps(context, &burst, || steps.decided());
+            steps.delivered();
+            burst.len()
+        }
+        // A ring that contradicts itself has told its session, which will take it away.
+        Ok(_) | Err(_) => return 0,
+    };
+    if ring.complete()
+        && ring.signal().unwrap_or(false)
+        && let Some(counters) = context.ingress.counters.get(forwarder.worker())
+    {
+        counters.tx_calls.add(1);
+    }
+    steps.completed();
+    taken
+}
+
 /// See the module's page.
 pub(super) struct Queues {
-    worker: usize,
     guests: Vec<GuestQueue>,
     #[cfg(feature = "dpdk")]
     nics: Vec<(QueueKey, crate::nic::NicInput)>,
@@ -59,9 +101,8 @@ pub(super) struct Queues {
 
 impl Queues {
     /// No queues yet.
-    pub(super) fn new(worker: usize, poller: Poller) -> Self {
+    pub(super) fn new(poller: Poller) -> Self {
         Queues {
-            worker,
             guests: Vec::new(),
             #[cfg(feature = "dpdk")]
             nics: Vec::new(),
@@ -103,28 +144,14 @@ impl Queues {
                 continue;
             };
             let discard = (!queue.ring.enabled()).then_some(InputDrop::QueueDisabled);
-            match queue.ring.take(scratch, BURST) {
-                Ok(burst) if !burst.is_empty() => {
-                    forwarder.forward(
-                        Context {
-                            snapshot,
-                            ingress,
-                            now,
-                            discard,
-                        },
-                        &burst,
-                    );
-                }
-                // A ring that contradicts itself has told its session, which will take it away.
-                Ok(_) | Err(_) => continue,
-            }
-            worked = true;
-            if queue.ring.complete()
-                && queue.ring.signal().unwrap_or(false)
-                && let Some(counters) = ingress.counters.get(self.worker)
-            {
-                counters.tx_calls.add(1);
-            }
+            let context = Context {
+                snapshot,
+                ingress,
+                now,
+                discard,
+            };
+            let taken = serve(&mut queue.ring, context, forwarder, scratch, &mut ());
+            worked |= taken > 0;
         }
         #[cfg(feature = "dpdk")]
         for (key, nic) in &mut self.nics {
