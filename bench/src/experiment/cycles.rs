@@ -93,7 +93,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let (placement, limits) = (session.placement, session.settings.limits);
     let clock = {
         let _pinned = Pinned::to(placement.worker)?;
-        Clock::new()
+        Clock::new()?
     };
     let mut report = session.report(&HEADING);
     report.contestants = vec![
@@ -264,7 +264,7 @@ mod tests {
             case(plain.macs(MANY_MACS), Rings::Packed, 110.0),
             case(plain.macs(64), Rings::Packed, 500.0),
         ];
-        let said = remarks(&cases, &Clock::new(), 1).join("\n");
+        let said = remarks(&cases, &Clock::new().unwrap(), 1).join("\n");
         assert!(said.contains("NOT reached: 1.20 times"), "{said}");
         assert!(said.contains("are reached: 1.10 times"), "{said}");
         assert!(!said.contains("64 MACs"), "{said}");

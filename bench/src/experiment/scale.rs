@@ -106,7 +106,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let timing = if options.quick { QUICK_TIMING } else { TIMING };
     let session = Session::open(options, schedule, timing, Limits::default())?;
     let (placement, limits) = (session.placement, session.settings.limits);
-    let clock = Clock::new();
+    let clock = Clock::new()?;
     let mut report = session.report(&HEADING);
     report.contestants = FIELD
         .map(|(name, _, _, about)| (name.into(), about.into()))

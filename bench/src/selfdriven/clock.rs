@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use vswitch::worker;
 
+use crate::{Error, Result, machine};
+
 /// Readings that the cost of one is taken from.
 const READINGS: usize = 10_001;
 
@@ -19,7 +21,15 @@ pub struct Clock {
 
 impl Clock {
     /// Looks for the counter, and finds out what reading it costs.
-    pub fn new() -> Self {
+    ///
+    /// # Errors
+    /// There is none, or none that runs at one rate all the time.
+    pub fn new() -> Result<Self> {
+        // Without it the crate would read the kernel's clock instead, and not say so.
+        if !machine::cpu_has("nonstop_tsc") || !machine::cpu_has("rdtscp") {
+            let reason = "this machine's CPUs have no time stamp counter that never stops";
+            return Err(Error::Usage(reason.into()));
+        }
         let counter = quanta::Clock::new();
         // The distance of two readings that follow one another: the median, which an interruption does not change.
         let mut readings: Vec<u64> = (0..READINGS)
@@ -30,7 +40,7 @@ impl Clock {
             .collect();
         let (_, cost, _) = readings.select_nth_unstable(READINGS / 2);
         let cost = *cost;
-        Self { counter, cost }
+        Ok(Self { counter, cost })
     }
 
     /// Reads it.
@@ -51,12 +61,6 @@ impl Clock {
             cycles: self.now(),
             time: Instant::now(),
         }
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_counter_runs_as_the_wall_clock_does() {
-        let clock = Clock::new();
+        let clock = Clock::new().unwrap();
         let rates = [5, 10].map(|ms| {
             let wall = clock.against_the_wall();
             std::thread::sleep(Duration::from_millis(ms));
@@ -150,7 +154,7 @@ mod tests {
 
     #[test]
     fn each_step_has_its_own_sum() {
-        let clock = Clock::new();
+        let clock = Clock::new().unwrap();
         let mut steps = Steps::new(&clock);
         steps.begin();
         steps.taken();

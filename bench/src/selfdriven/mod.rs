@@ -18,10 +18,12 @@ mod clock;
 mod fabric;
 mod guest;
 mod mesh;
+mod shares;
 mod single;
 
 pub use clock::{Clock, Steps};
 pub use fabric::{Fabric, Worker};
 pub use guest::Guest;
-pub use mesh::{FLOWS, Mesh, Moment, Path, Share, Shares, Talk};
+pub use mesh::{FLOWS, Mesh, Moment, Path, Talk};
+pub use shares::{Share, Shares};
 pub use single::{Single, Spent};

@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn frames_come_through_both_layouts_and_every_step_takes_some_time() {
-        let clock = Clock::new();
+        let clock = Clock::new().unwrap();
         for (rings, load) in [
             (Rings::Split, Load::new(64, 1)),
             (Rings::Split, Load::new(1500, 100).macs(100).touch()),
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn unknown_addresses_are_noticed() {
-        let clock = Clock::new();
+        let clock = Clock::new().unwrap();
         let mut single = Single::switch(Rings::Split, 1, &clock).unwrap();
         let load = Load::new(64, 1).macs(2);
         let error = single.slice(&load, TIMING, |_| {}).unwrap_err();
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_mover_has_no_steps() {
-        let clock = Clock::new();
+        let clock = Clock::new().unwrap();
         let placement = Placement {
             generator: 0,
             worker: 1,
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn reading_the_clock_is_subtracted_once_an_interval() {
-        let clock = Clock::new();
+        let clock = Clock::new().unwrap();
         let (cost, frames) = (clock.cost(), 64);
         let timed = |intervals| Timed { frames, intervals };
         let sums = [2 * cost + 640, 2 * cost + 64, 2 * cost, 2 * cost + 6];
