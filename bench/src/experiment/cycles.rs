@@ -11,6 +11,7 @@ use crate::report::{Case, Measure, Report};
 use crate::rounds::{Schedule, in_turn};
 use crate::sample::{Detail, Sample};
 use crate::selfdriven::{Clock, Single, Spent};
+use crate::stats::Summary;
 use crate::{Options, Result};
 
 const SIZES: [usize; 3] = [64, 256, 1500];
@@ -168,7 +169,9 @@ fn remarks(cases: &[Case], clock: &Clock, cpu: usize) -> Vec<String> {
              frames, of each step once in 32.",
             clock.cost()
         ),
-        "The whole is timed in other turns than the steps; their sum shows what looking at steps changes.".into(),
+        "The whole is timed in other turns than the steps, and is the figure. Readings overlap with what is around them, \
+         so a step shorter than a reading may come out as nothing, and the sum of the steps below the whole."
+            .into(),
     ];
     let mut rates: Vec<f64> = cases
         .iter()
@@ -196,9 +199,9 @@ fn remarks(cases: &[Case], clock: &Clock, cpu: usize) -> Vec<String> {
 }
 
 /// The switch's whole, in the class that there is most of.
-fn figure(case: &Case) -> Option<f64> {
+fn whole(case: &Case) -> Option<Summary> {
     let result = case.rows.first()?.results.first()?;
-    Some(result.summaries.get("vswitch")?.figure)
+    result.summaries.get("vswitch").copied()
 }
 
 fn word(reached: bool) -> &'static str {
@@ -210,11 +213,14 @@ fn verdict(case: &Case) -> Option<String> {
     if case.load != Load::new(64, 1) || case.rings != Rings::Split {
         return None;
     }
-    let cycles = figure(case)?;
+    let cycles = whole(case)?;
     Some(format!(
-        "{}: at most {BAR:.0} cycles for a frame are {}: {cycles:.1}.",
+        "{}: at most {BAR:.0} cycles for a frame are {}: {:.1} ({:.1} to {:.1}).",
         case.label,
-        word(cycles <= BAR)
+        word(cycles.figure <= BAR),
+        cycles.figure,
+        cycles.min,
+        cycles.max
     ))
 }
 
@@ -223,9 +229,11 @@ fn macs_verdict(one: &Case, many: &Case) -> Option<String> {
     if many.load.macs != MANY_MACS {
         return None;
     }
-    let ratio = figure(many)? / figure(one)?;
+    let (many_of, one_of) = (whole(many)?, whole(one)?);
+    let ratio = many_of.figure / one_of.figure;
+    let (least, most) = (many_of.min / one_of.max, many_of.max / one_of.min);
     Some(format!(
-        "{}: at most {MACS_BAR} times the cycles of one address are {}: {ratio:.2} times.",
+        "{}: at most {MACS_BAR} times the cycles of one address are {}: {ratio:.2} times ({least:.2} to {most:.2}).",
         many.label,
         word(ratio <= MACS_BAR)
     ))

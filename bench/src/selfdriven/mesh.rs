@@ -355,7 +355,7 @@ mod tests {
 
     const TIMING: Timing = Timing {
         warm_ms: 2,
-        window_ms: 30,
+        window_ms: 100,
     };
 
     #[test]

@@ -263,7 +263,7 @@ mod tests {
 
     const TIMING: Timing = Timing {
         warm_ms: 1,
-        window_ms: 20,
+        window_ms: 50,
     };
 
     #[test]
