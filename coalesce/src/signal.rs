@@ -77,6 +77,17 @@ impl Signal {
         self.valid = false;
     }
 
+    /// Used entries published since the guest's wish was last settled; 0 if the history cannot be relied on.
+    #[inline]
+    #[must_use]
+    pub const fn distance(&self, new: u16) -> u16 {
+        if self.valid {
+            new.wrapping_sub(self.signalled)
+        } else {
+            0
+        }
+    }
+
     /// The used index settled last, or `None` if the history cannot be relied on.
     #[must_use]
     pub const fn settled(&self) -> Option<u16> {
