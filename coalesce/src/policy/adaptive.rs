@@ -4,22 +4,25 @@
 //! there is nothing to gain and nothing is held back; above, they are spread to `R`. `C` is measured, so the same rule
 //! serves bare metal, nested virtualisation and emulation.
 //!
-//! - **Credits.** A bucket of 8 refills at `R`. A burst after which the sources have nothing more spends a credit and is
-//!   reported at once, as is one with an urgent frame, which may overdraw by half a burst (Intel's low-latency interrupts
-//!   limit themselves the same way). Without credit the call waits for the next one, or for the gap.
-//! - **Gap.** The time for which a call may be held: 0, 8, 16, 32 or 64 µs, up to 500 µs where a call costs more than
-//!   50 µs. Wanted is what makes up a period, `1/R - 1/rate`, with the rate of bursts over a window of 1 ms or 32 frames,
-//!   whichever is longer. Down at once, up by one level after four windows that all want more. The four windows after
-//!   a step are compared with those before: more than 5 % fewer frames, and more than chance explains (three standard
-//!   deviations of a Poisson count), take the step back, and hold off the next, twice as long each time.
+//! - **Credits.** A bucket of 8 refills at `R`. A burst after which the sources have nothing more spends a credit, if it
+//!   leaves half a burst (4), and is reported at once; one with an urgent frame spends a third of one, and may overdraw by
+//!   half a burst (Intel's low-latency interrupts limit themselves in such a way). So urgent calls alone may cost three times
+//!   the share. Without credit the call waits for the next one, or for the gap.
+//! - **Gap.** The time for which a call may be held. Wanted is what makes up a period, `1/R - 1/rate`, with the rate of
+//!   bursts over a window of 1 ms or 32 frames, whichever is longer; averaged over four. It may use a level of 0, 8, 16,
+//!   32 or 64 µs, up to 500 µs where a call costs more than 50 µs: down at once, up by one level after four windows
+//!   that all want more. The four windows after a step are compared with those before: more than 5 % fewer frames, and more
+//!   than chance explains (three standard deviations of a Poisson count), take the step back, and hold off the next, twice
+//!   as long each time.
 //! - **Closed loops.** While the guest never gets more than 8 frames between two transmissions of its own over four
 //!   windows, it works request by request: the sender waits for it, waiting gains nothing, the gap is 0.
+//!   `R` does not bound these: such a guest is called for each of its turns.
 //! - **Deadlines** are also limited by a quarter of the guest's round trip, a quarter of the ring's room at the present
 //!   rate, and the configured cap. A receive ring nearly used up is reported at once.
 //! - **Transmit rings**: an empty one is reported at once (its guest may be waiting), gap at most 32 µs, a quarter of the
 //!   ring at most.
 //!
-//! A silence of 1 ms is not part of any window: what comes in trains is judged by the trains. Times are low bits of
+//! A silence of 1 ms is not part of any window, which goes on after it: what comes in trains is judged by the trains. Times are low bits of
 //! nanoseconds, good for 2 s; longer silences reset what depends on them.
 
 use super::{Verdict, Waiting};
@@ -45,8 +48,10 @@ const QUIET_NS: u64 = 1_000_000;
 const BLOCK: u8 = 4;
 
 const CREDITS: u32 = 8;
-/// Half a burst of credits.
+/// Half a burst of credits: what urgent frames may overdraw, and what is kept for them.
 const OVERDRAFT: u32 = 4;
+/// What an urgent call pays, in parts of a credit.
+const URGENT_PART: u32 = 3;
 
 /// Frames between two transmissions of a guest that works request by request.
 const LOOP_FRAMES: u8 = 8;
@@ -60,6 +65,8 @@ const MAX_BACKOFF: u8 = 5;
 const COST_NS: (u32, u32) = (1_000, 200_000);
 /// Unit in which the cost is kept.
 const COST_UNIT: u32 = 4;
+/// Unit in which the wanted gap is kept.
+const GAP_UNIT: u32 = 16;
 /// Units in which a block's time and rate are kept: 4,096 ns, and frames in 2^22 ns.
 const TIME_SHIFT: u32 = 12;
 const RATE_SHIFT: u32 = 22;
@@ -77,6 +84,8 @@ pub(crate) struct Adaptive {
     /// Frames before the step that is on trial.
     before: u16,
     cost: u16,
+    /// What makes up a period, averaged over about four windows, in units of [`GAP_UNIT`].
+    wanted: u16,
     /// Index into [`LEVELS`].
     level: u8,
     /// Windows seen of the block before a step; from [`BLOCK`] on of the one after it.
@@ -104,6 +113,7 @@ impl Adaptive {
             block_time: 0,
             before: 0,
             cost: cost_units(settings.cost_ns),
+            wanted: 0,
             level: 0,
             phase: 0,
             hold_off: 0,
@@ -156,7 +166,8 @@ impl Adaptive {
             return 0;
         }
         let level = LEVELS[usize::from(self.level) % LEVELS.len()];
-        level.min(self.cap_ns(settings))
+        let wanted = u32::from(self.wanted) * GAP_UNIT;
+        level.min(wanted).min(self.cap_ns(settings))
     }
 
     #[inline]
@@ -180,10 +191,11 @@ impl Adaptive {
         let now = burst.now as u32;
         let period = settings.period_ns(self.cost_ns());
         let full = period * CREDITS;
-        if idle >= QUIET_NS {
-            self.window_began = now;
-            (self.bursts, self.frames) = (0, 0);
-            if idle >= u64::from(full) + u64::from(OVERDRAFT * period) {
+        let silence = idle >= QUIET_NS;
+        if silence {
+            // The window stands still meanwhile: it counts intervals, and this one is none.
+            self.window_began = self.window_began.wrapping_add(idle as u32);
+            if idle >= u64::from(full + OVERDRAFT * period) {
                 self.empty_at = now.wrapping_sub(full);
             }
         }
@@ -198,6 +210,9 @@ impl Adaptive {
         self.since_transmit = self.since_transmit.saturating_add(frames);
         if self.since_transmit > LOOP_FRAMES {
             self.looped = 0;
+        }
+        if silence {
+            return;
         }
         self.bursts = self.bursts.saturating_add(1);
         self.frames = self.frames.saturating_add(burst.frames);
@@ -220,15 +235,25 @@ impl Adaptive {
         self.window_began = now;
         (self.bursts, self.frames) = (0, 0);
         self.looped = self.looped.saturating_add(1);
+        let average = u32::from(self.wanted) * GAP_UNIT * 3 / 4 + wanted / 4;
+        // Down at once to nothing, and from nothing there is nothing to average.
+        let average = if wanted == 0 || self.level == 0 {
+            wanted
+        } else {
+            average
+        };
+        self.wanted = (average / GAP_UNIT) as u16;
         let top = if cap > CAP_NS as u32 {
             LEVELS.len() as u8 - 1
         } else {
             TOP
         };
+        // Reaching beyond what is wanted on average lets a call wait until it can be afforded.
+        let reach = (2 * wanted).min(period).min(cap);
         let target = if self.looping() {
             0
         } else {
-            level_for(wanted).min(top)
+            level_for(reach).min(top)
         };
         self.hold_off = self.hold_off.saturating_sub(1);
         if target < self.level {
@@ -317,27 +342,34 @@ impl Adaptive {
         }
         let period = settings.period_ns(self.cost_ns());
         let credit = self.credit(burst.now);
-        if burst.urgent && credit >= period as i32 - (OVERDRAFT * period) as i32 {
+        if burst.urgent && credit >= (period / URGENT_PART) as i32 - (OVERDRAFT * period) as i32 {
             return Verdict::Now(Reason::Urgent);
         }
-        if burst.drained && credit >= period as i32 {
+        let spare = credit - ((OVERDRAFT + 1) * period) as i32;
+        if burst.drained && spare >= 0 {
             return Verdict::Now(Reason::Drained);
         }
         if waiting.frames >= frames {
             return Verdict::Now(Reason::Frames);
         }
-        let mut deadline = waiting.since + u64::from(self.hold_ns(burst, gap));
+        // By then it would be affordable; not later than the level allows.
+        let affordable = burst.now + u64::from((period as i32 - credit).max(0).unsigned_abs());
+        let ceiling = waiting.since + u64::from(self.ceiling_ns(settings, burst));
+        let mut deadline = (waiting.since + u64::from(gap))
+            .max(affordable)
+            .min(ceiling);
         if burst.drained {
-            let next_credit = (period as i32).saturating_sub(credit).max(0);
-            deadline = deadline.min(burst.now + next_credit as u64);
+            // When there is a credit to spare.
+            deadline = deadline.min(burst.now + u64::from(spare.unsigned_abs()));
         }
         Verdict::by(deadline, burst.now)
     }
 
-    /// The gap as the round trip and the ring's room limit it.
+    /// How long a call may be held at most: by level, round trip and the ring's room.
     #[inline]
-    fn hold_ns(&self, burst: &Burst, gap: u32) -> u32 {
-        let mut hold = gap;
+    fn ceiling_ns(&self, settings: &Settings, burst: &Burst) -> u32 {
+        let level = LEVELS[usize::from(self.level) % LEVELS.len()];
+        let mut hold = level.min(self.cap_ns(settings));
         if burst.rtt_ns > 0 {
             hold = hold.min(burst.rtt_ns / 4);
         }
@@ -358,7 +390,7 @@ impl Adaptive {
         let credit = self.credit(now);
         // What does not ask for credit takes what there is and leaves no debt, or urgent frames would pay it.
         let left = match reason {
-            Reason::Urgent => credit - period as i32,
+            Reason::Urgent => credit - (period / URGENT_PART) as i32,
             _ => credit.min((credit - period as i32).max(0)),
         };
         self.empty_at = (now as u32).wrapping_sub(left as u32);
