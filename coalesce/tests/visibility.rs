@@ -71,6 +71,10 @@ fn driver(shared: &Shared) -> (u16, bool) {
     (seen, false)
 }
 
+#[expect(
+    clippy::expect_used,
+    reason = "a test, which clippy does not see in a model's closure"
+)]
 fn model(settings: Settings, fenced: bool) {
     loom::model(move || {
         let shared = Arc::new(Shared {
@@ -84,7 +88,7 @@ fn model(settings: Settings, fenced: bool) {
             move || driver(&shared)
         });
         switch(&shared, &settings, fenced);
-        let (seen, asleep) = guest.join().unwrap();
+        let (seen, asleep) = guest.join().expect("the driver does not panic");
         let published = START.wrapping_add(ENTRIES);
         assert!(
             !asleep || seen == published || shared.called.load(Ordering::Acquire),

@@ -90,7 +90,7 @@ impl Default for Dim {
 
 fn compare(now: Rates, before: Rates) -> Compared {
     let differs =
-        |now: u32, before: u32| now.abs_diff(before) as u64 * 100 > u64::from(before) * 10;
+        |now: u32, before: u32| u64::from(now.abs_diff(before)) * 100 > u64::from(before) * 10;
     let more = |now: u32, before: u32| {
         if now > before {
             Compared::Better
