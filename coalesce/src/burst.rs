@@ -5,7 +5,7 @@ use std::fmt;
 /// One publication of used entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Burst {
-    /// Nanoseconds of a clock that never goes back.
+    /// Nanoseconds of a clock that never goes back. Workers that share a ring may report out of order: the latest counts.
     pub now: u64,
     /// The used index as it was published, running freely; for a packed ring the count in which
     /// [`GuestAsks::Event`](crate::GuestAsks::Event) is expressed.

@@ -86,7 +86,12 @@ impl Moderator {
         burst: &Burst,
         asks: impl FnOnce() -> GuestAsks,
     ) -> Action {
-        let idle = burst.now.saturating_sub(self.last);
+        // Another worker may have read the clock later and come here sooner.
+        let burst = &Burst {
+            now: burst.now.max(self.last),
+            ..*burst
+        };
+        let idle = burst.now - self.last;
         self.last = burst.now;
         self.state.arrived(settings, burst, idle);
         let frames = burst.frames.max(1);
@@ -202,7 +207,10 @@ impl Moderator {
             && state.awaits()
             && self.pending == 0
         {
-            state.measured((now as u32).wrapping_sub(self.first));
+            let took = (now as u32).wrapping_sub(self.first);
+            if took <= i32::MAX as u32 {
+                state.measured(took);
+            }
         }
     }
 
@@ -299,6 +307,7 @@ impl Moderator {
         reason: Reason,
         asks: impl FnOnce() -> GuestAsks,
     ) -> Action {
+        let now = now.max(self.last);
         let known = self.watch.class() != GuestClass::Polling;
         if self.asked(used, now, asks) {
             self.fire(settings, now, used, reason)
