@@ -80,7 +80,8 @@ impl Report {
         let first = |figure: fn(&Steering) -> f64| self.steering(figure);
         let churned = self.steering.first().map_or(0, |of| of.churned);
         format!(
-            "State of 256 B, ns: here {:.0}, fetched from another target {:.0}, new {:.0} ({disturbed} samples not counted).\n\
+            "State of 256 B, ns: here {:.0}, fetched from another target {:.0}, new {:.0} ({disturbed} samples not counted). All by one\n\
+             thread: what another core's cache and its answer would add to a fetch is not in it.\n\
              Steering, ns: hash {:.1} (64 bits {:.1}), select and note {:.1}, beside pins {:.1}, pinned {:.1}; hash, select and \
              note {:.1}, with pins {:.1}.\n\
              modulo {:.1}; Calisto's table {:.1} with {FLOWS} flows in it, new flows {:.1}.\n\
