@@ -76,6 +76,7 @@ pub fn run(options: &Options) -> Result<()> {
         What::Tcp => present(&experiment::tcp::run(options)?, options),
         What::Memory => present(&experiment::memory::run(options)?, options),
         What::Idle => present(&experiment::idle::run(options)?, options),
+        What::SteerSim => present(&experiment::steer_sim::run(options)?, options),
     }
 }
 
@@ -87,7 +88,7 @@ fn present(report: &impl report::Findings, options: &Options) -> Result<()> {
         println!("raw samples: {}", path.display());
     }
     if let Some(path) = &options.svg {
-        report.chart().write(path)?;
+        report.plot(path)?;
         println!("plot: {}", path.display());
     }
     Ok(())

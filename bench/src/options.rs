@@ -79,6 +79,8 @@ pub enum What {
     Memory,
     /// Processor time of the switch while its guests are silent.
     Idle,
+    /// Rebalancing and scaling of up to 64 workers, simulated: load, delay, workers awake against a static table and RSS++.
+    SteerSim,
 }
 
 /// Who the switch is measured against.
@@ -148,7 +150,15 @@ mod tests {
         let names = list();
         let names = names.lines().filter_map(|line| line.split(' ').next());
         assert!(names.eq([
-            "vvp", "pvp", "mover", "ndr", "latency", "tcp", "memory", "idle"
+            "vvp",
+            "pvp",
+            "mover",
+            "ndr",
+            "latency",
+            "tcp",
+            "memory",
+            "idle",
+            "steer-sim"
         ]));
     }
 

@@ -25,6 +25,7 @@ pub mod ndr;
 mod plan;
 pub mod pvp;
 mod session;
+pub mod steer_sim;
 pub mod tcp;
 pub mod vvp;
 

@@ -21,8 +21,6 @@ pub const BURST: usize = 32;
 const WAKE_NS: u64 = 5000;
 /// Time between samples, in ns.
 const SAMPLE_NS: u64 = 10_000_000;
-/// A look over less than this takes in what was counted before, in ns.
-const SHORT_NS: u64 = 5_000_000;
 /// A bucket with more than this part of its worker's load leaves nothing worth giving away.
 const INDIVISIBLE: f64 = 0.8;
 
@@ -31,16 +29,30 @@ const INDIVISIBLE: f64 = 0.8;
 pub enum Order {
     /// When the old one has completed what it was given for it.
     Kept,
-    /// With the next packet, as if nothing were queued.
+    /// With the next packet; but the new one takes nothing from its ring beyond that packet until the old one has completed
+    /// what it was given. No two workers wait for each other: whatever a packet waits for came before it, and so did all
+    /// that is before that in its ring.
+    Gated,
+    /// With the next packet, as if nothing were queued. This reorders.
     AtOnce,
+}
+
+/// A packet of a worker after which another may go on: the worker, and the packet's number there.
+type Gate = (u16, u64);
+
+struct Queued {
+    packet: Packet,
+    gate: Option<Gate>,
 }
 
 /// A worker.
 #[derive(Default)]
 struct Worker {
-    ring: VecDeque<Packet>,
+    ring: VecDeque<Queued>,
     batch: Vec<Packet>,
     running: bool,
+    /// For another, with packets in its ring.
+    waits: bool,
     asleep: bool,
     awake_since: u64,
     awake_for: u64,
@@ -58,10 +70,10 @@ struct Worker {
 }
 
 impl Worker {
-    /// Takes what is there, up to a burst; says how long that will take.
-    fn take(&mut self, now: u64) -> u64 {
-        let count = self.ring.len().min(BURST);
-        self.batch.extend(self.ring.drain(..count));
+    /// Takes so many packets; says how long they will take.
+    fn take(&mut self, count: usize, now: u64) -> u64 {
+        let taken = self.ring.drain(..count).map(|queued| queued.packet);
+        self.batch.extend(taken);
         self.taken += count as u64;
         if self.ring.is_empty() {
             self.emptied = now;
@@ -134,6 +146,21 @@ impl Offered {
     }
 }
 
+/// Work by bucket since some time.
+struct Recent {
+    loads: Vec<u64>,
+    since: u64,
+}
+
+impl Recent {
+    fn new(entries: usize) -> Self {
+        Self {
+            loads: vec![0; entries],
+            since: 0,
+        }
+    }
+}
+
 struct Run<'a> {
     policy: &'a mut dyn Policy,
     order: Order,
@@ -143,14 +170,16 @@ struct Run<'a> {
     /// Ends of batches.
     ends: BinaryHeap<Reverse<(u64, u16)>>,
     last: Vec<Last>,
-    /// Work by bucket since the last scheduled look, and in the time before that.
+    /// Work by bucket since the last scheduled look.
     loads: Vec<u64>,
-    before: Vec<u64>,
     counted_since: u64,
-    before_since: u64,
+    /// The same since the last sample and since the one before that: for looks between two scheduled ones.
+    recent: [Recent; 2],
+    both: Vec<u64>,
     of_plan: Offered,
     of_sample: Offered,
     alone: usize,
+    any_waits: bool,
     looked: u64,
     look_due: u64,
     changes: Vec<Change>,
@@ -176,12 +205,13 @@ pub fn run(trace: &Trace, policy: &mut dyn Policy, order: Order) -> Outcome {
         ends: BinaryHeap::new(),
         last: vec![Last::default(); source.places()],
         loads: vec![0; entries],
-        before: vec![0; entries],
         counted_since: 0,
-        before_since: 0,
+        recent: [Recent::new(entries), Recent::new(entries)],
+        both: vec![0; entries],
         of_plan: Offered::new(count),
         of_sample: Offered::new(count),
         alone: Bound::of(trace).alone,
+        any_waits: false,
         looked: 0,
         look_due: policy
             .look_every()
@@ -230,6 +260,7 @@ impl Run<'_> {
             } else if next == sample {
                 let look = self.of_sample.look(next, self.alone, self.awake(), 0);
                 self.outcome.samples.push(look);
+                self.recent_anew(next);
             } else {
                 // One that was hurried may be due since a while.
                 self.plan(next.max(self.looked), false);
@@ -247,6 +278,7 @@ impl Run<'_> {
         let number = self.owner_now(bucket);
         let work = u64::from(packet.work);
         self.loads[bucket] += work;
+        self.recent[0].loads[bucket] += work;
         self.of_plan.work[number] += work;
         self.of_sample.work[number] += work;
         let worker = &mut self.workers[number];
@@ -254,18 +286,47 @@ impl Run<'_> {
             self.outcome.dropped += 1;
             return;
         }
-        if worker.asleep && worker.ring.is_empty() {
+        if worker.ring.is_empty() && !worker.running {
             worker.emptied = packet.at;
         }
-        worker.ring.push_back(packet);
         worker.given += 1;
         self.table.given(bucket, worker.given);
+        let is_free = !worker.running && worker.ring.is_empty();
+        let gate = self.table.gate(bucket).filter(|gate| !self.is_open(*gate));
+        let worker = &mut self.workers[number];
+        worker.ring.push_back(Queued { packet, gate });
         if worker.asleep {
             // Its queues are armed: the packet is a kick.
             self.look_due = self.look_due.min(packet.at);
-        } else if !worker.running {
-            let end = packet.at + worker.take(packet.at);
+        } else if is_free {
+            self.start(number, packet.at, packet.at);
+        }
+    }
+
+    fn is_open(&self, (worker, number): Gate) -> bool {
+        self.workers[usize::from(worker)].completed >= number
+    }
+
+    /// Takes from the ring what may be taken, up to a burst, and works on it from that time on.
+    fn start(&mut self, number: usize, now: u64, from: u64) {
+        let ring = self.workers[number].ring.iter().take(BURST);
+        let open = |queued: &&Queued| queued.gate.is_none_or(|gate| self.is_open(gate));
+        let count = ring.take_while(open).count();
+        if count > 0 {
+            let end = from + self.workers[number].take(count, now);
             self.ends.push(Reverse((end, number as u16)));
+        }
+        self.workers[number].waits = count == 0;
+        self.any_waits |= count == 0;
+    }
+
+    /// Lets those go on that wait for others.
+    fn go_on(&mut self, now: u64) {
+        self.any_waits = false;
+        for number in 0..self.workers.len() {
+            if self.workers[number].waits {
+                self.start(number, now, now);
+            }
         }
     }
 
@@ -273,8 +334,8 @@ impl Run<'_> {
     fn owner_now(&mut self, bucket: usize) -> usize {
         if let Some(from) = self.table.leaves(bucket) {
             let completed = self.workers[from].completed;
-            if self.order == Order::AtOnce || self.table.may_move(bucket, completed) {
-                self.table.make(bucket);
+            if self.order != Order::Kept || self.table.may_move(bucket, completed) {
+                self.table.make(bucket, self.order == Order::Gated);
                 self.outcome.moved += 1;
             }
         }
@@ -302,8 +363,10 @@ impl Run<'_> {
             worker.emptied = now;
             self.rest(number, now);
         } else {
-            let end = now + worker.take(now);
-            self.ends.push(Reverse((end, number as u16)));
+            self.start(number, now, now);
+        }
+        if self.any_waits {
+            self.go_on(now);
         }
     }
 
@@ -327,8 +390,7 @@ impl Run<'_> {
         worker.awake_since = now;
         worker.emptied = now;
         if !worker.ring.is_empty() {
-            let end = now + WAKE_NS + worker.take(now);
-            self.ends.push(Reverse((end, number as u16)));
+            self.start(number, now, now + WAKE_NS);
         }
     }
 
@@ -341,6 +403,11 @@ impl Run<'_> {
         }
         match self.policy.look(now, &self.seen) {
             Decision::Grow { wake, .. } => {
+                if self.awake() == 0 {
+                    // What was before the silence says nothing.
+                    self.recent_anew(now);
+                    self.recent_anew(now);
+                }
                 self.parked[usize::from(wake.0)] = false;
                 self.wake(usize::from(wake.0), now);
                 self.plan(now, true);
@@ -370,31 +437,36 @@ impl Run<'_> {
         }
     }
 
+    fn recent_anew(&mut self, now: u64) {
+        self.recent.swap(0, 1);
+        self.recent[0].loads.fill(0);
+        self.recent[0].since = now;
+    }
+
     fn plan(&mut self, now: u64, extra: bool) {
-        let mut elapsed = now - self.counted_since;
-        let joined = extra && elapsed < SHORT_NS;
-        if joined {
-            elapsed = now - self.before_since;
-            for (load, before) in self.loads.iter_mut().zip(&self.before) {
-                *load += *before;
-            }
+        let [last, before] = &self.recent;
+        for (both, pair) in self
+            .both
+            .iter_mut()
+            .zip(last.loads.iter().zip(&before.loads))
+        {
+            *both = pair.0 + pair.1;
         }
+        let (loads, since) = match extra {
+            true => (&self.both, before.since),
+            false => (&self.loads, self.counted_since),
+        };
         let busy: Vec<_> = self.workers.iter().map(|w| w.busy_in_plan).collect();
         self.changes.clear();
         let view = View {
             now,
-            elapsed: elapsed.max(1),
-            loads: &self.loads,
+            elapsed: (now - since).max(1),
+            loads,
             owners: self.table.wanted(),
             busy: &busy,
             extra,
         };
         self.policy.plan(&view, &mut self.parked, &mut self.changes);
-        if joined {
-            for (load, before) in self.loads.iter_mut().zip(&self.before) {
-                *load -= *before;
-            }
-        }
         for (bucket, to) in &self.changes {
             self.table.want(*bucket, *to);
         }
@@ -424,9 +496,7 @@ impl Run<'_> {
             worker.divisible = most[number] as f64 <= INDIVISIBLE * all[number] as f64;
             worker.busy_in_plan = 0;
         }
-        std::mem::swap(&mut self.loads, &mut self.before);
         self.loads.fill(0);
-        self.before_since = self.counted_since;
         self.counted_since = now;
     }
 

@@ -101,6 +101,28 @@ pub struct Outcome {
     pub awake: f64,
 }
 
+impl Outcome {
+    /// After how many looks the largest load stays within this factor of the bound, of all workers and of those that
+    /// remain when the largest flows have one each; none if it is above at the last look.
+    #[must_use]
+    pub fn settles(&self, bound: &Bound, factor: f64) -> [Option<usize>; 2] {
+        let after = |of: fn(&Look) -> f64, bound: f64| {
+            let within = |look: &Look| of(look) <= factor * bound;
+            let settled = self
+                .looks
+                .iter()
+                .rev()
+                .take_while(|look| within(look))
+                .count();
+            (settled > 0).then(|| self.looks.len() - settled)
+        };
+        [
+            after(|look| look.largest, bound.largest),
+            after(|look| look.largest_of_rest, bound.largest_of_rest),
+        ]
+    }
+}
+
 /// What is possible at best when whole flows are steered.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Bound {
@@ -155,6 +177,36 @@ mod tests {
         }
         assert_eq!(delays.steps().map(|(_, count)| count).sum::<u64>(), 100_000);
         assert_eq!(Delays::default().quantile(0.5), 0);
+    }
+
+    #[test]
+    fn settled_is_from_when_on_it_stays() {
+        let look = |largest| Look {
+            at: 0,
+            largest,
+            mean: 0.5,
+            largest_of_rest: 0.6,
+            awake: 1,
+            moves: 0,
+        };
+        let bound = Bound {
+            largest: 0.6,
+            alone: 0,
+            largest_of_rest: 0.5,
+        };
+        let outcome = Outcome {
+            policy: "",
+            packets: 0,
+            dropped: 0,
+            reordered: 0,
+            moved: 0,
+            entries: 0,
+            delays: Delays::default(),
+            looks: [0.9, 0.6, 0.7, 0.65, 0.6].map(look).to_vec(),
+            samples: Vec::new(),
+            awake: 1.0,
+        };
+        assert_eq!(outcome.settles(&bound, 1.1), [Some(3), None]);
     }
 
     #[test]

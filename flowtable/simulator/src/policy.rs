@@ -79,17 +79,25 @@ pub struct Ours {
 const TOO_LATE: Duration = Duration::from_micros(200);
 
 impl Ours {
-    /// For so many workers.
+    /// For so many workers, all of them awake at all times.
     #[must_use]
-    pub fn new(workers: u16, scaling: bool) -> Self {
+    pub fn balancing(workers: u16) -> Self {
         let workers = usize::from(workers);
-        let scaler = || Scaler::new(workers, scale::Settings::default());
         Self {
             balancer: Balancer::new(balance::MAX_ITEMS, workers, balance::Settings::default()),
-            scaler: scaling.then(scaler),
+            scaler: None,
             last: 0,
             items: Vec::new(),
             rooms: Vec::new(),
+        }
+    }
+
+    /// For up to so many workers, as many awake as the scaler says.
+    #[must_use]
+    pub fn scaling(workers: u16, settings: scale::Settings) -> Self {
+        Self {
+            scaler: Some(Scaler::new(usize::from(workers), settings)),
+            ..Self::balancing(workers)
         }
     }
 }

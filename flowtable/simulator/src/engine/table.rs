@@ -2,6 +2,8 @@
 
 use vswitch_flowtable::{Indirection, Target};
 
+use super::Gate;
+
 /// The table with what is under way.
 pub(super) struct Table {
     /// Where packets go now.
@@ -10,6 +12,8 @@ pub(super) struct Table {
     wanted: Vec<u16>,
     /// The number of the last packet that its worker was given for the bucket.
     tails: Vec<u64>,
+    /// What must be completed before a packet of the bucket may be taken.
+    gates: Vec<Option<Gate>>,
     /// Buckets whose move is pending.
     pending: Vec<u32>,
     held: Vec<usize>,
@@ -38,6 +42,7 @@ impl Table {
         Self {
             wanted: owners.clone(),
             tails: vec![0; owners.len()],
+            gates: vec![None; owners.len()],
             pending: Vec::new(),
             held,
             owners,
@@ -96,8 +101,16 @@ impl Table {
         completed >= self.tails[bucket]
     }
 
-    /// Moves the bucket to where it is wanted.
-    pub(super) fn make(&mut self, bucket: usize) {
+    pub(super) fn gate(&self, bucket: usize) -> Option<Gate> {
+        self.gates[bucket]
+    }
+
+    /// Moves the bucket to where it is wanted; with a gate, if its worker may not have completed its packets.
+    pub(super) fn make(&mut self, bucket: usize, gated: bool) {
+        // A worker that was given nothing for it leaves the gate before.
+        if gated && self.tails[bucket] > 0 {
+            self.gates[bucket] = Some((self.owners[bucket], self.tails[bucket]));
+        }
         self.held[usize::from(self.owners[bucket])] -= 1;
         self.held[usize::from(self.wanted[bucket])] += 1;
         self.owners[bucket] = self.wanted[bucket];
