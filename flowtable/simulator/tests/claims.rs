@@ -1,5 +1,7 @@
 //! The claims about steering, on short traces. The bench command `steer-sim` runs the long ones.
 
+#![allow(clippy::unwrap_used)]
+
 use vswitch_flowtable::scale::Settings;
 use vswitch_steer_sim::outcome::Bound;
 use vswitch_steer_sim::trace::Phase;
