@@ -66,9 +66,8 @@ fn skewed_load_is_even_within_ten_looks() {
     }
 }
 
-/// The 90th percentile at 90 % load is at most a fourteenth of a static table's. It is the 95th that the claim is about, but
-/// in 400 ms the time before the first look and after each coming of an elephant is more than 5 % of all; the bench
-/// command runs 4 s.
+/// The 90th percentile at 90 % load is at most a fourteenth of a static table's. The target is about the 95th, and missed:
+/// each coming of an elephant overloads a worker until the next look. `docs/performance.md` has the figures.
 ///
 /// And only so: moves that wait until the old worker has completed the bucket's last packet never come for a bucket that
 /// always has one in a full ring, and the rebalancer gains hardly anything. Waiting at the new worker does not have that.
