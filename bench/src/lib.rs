@@ -83,6 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
         What::Cycles => present(&experiment::cycles::run(options)?, options),
         What::Scale => present(&experiment::scale::run(options)?, options),
         What::Affinity => present(&experiment::affinity::run(options)?, options),
+        What::SteerSim => present(&experiment::steer_sim::run(options)?, options),
     }
 }
 
@@ -94,7 +95,7 @@ fn present(report: &impl report::Findings, options: &Options) -> Result<()> {
         println!("raw samples: {}", path.display());
     }
     if let Some(path) = &options.svg {
-        report.chart().write(path)?;
+        report.plot(path)?;
         println!("plot: {}", path.display());
     }
     Ok(())

@@ -88,6 +88,8 @@ pub enum What {
     Scale,
     /// Flows that change their target: latency, order and cost of steering beside modulo and a table of flows.
     Affinity,
+    /// Rebalancing and scaling of up to 64 workers, simulated: load, delay, workers awake against a static table and RSS++.
+    SteerSim,
 }
 
 /// Who the switch is measured against.
@@ -157,8 +159,18 @@ mod tests {
         let names = list();
         let names = names.lines().filter_map(|line| line.split(' ').next());
         assert!(names.eq([
-            "vvp", "pvp", "mover", "ndr", "latency", "tcp", "memory", "idle", "cycles", "scale",
-            "affinity"
+            "vvp",
+            "pvp",
+            "mover",
+            "ndr",
+            "latency",
+            "tcp",
+            "memory",
+            "idle",
+            "cycles",
+            "scale",
+            "affinity",
+            "steer-sim"
         ]));
     }
 

@@ -28,6 +28,7 @@ mod plan;
 pub mod pvp;
 pub mod scale;
 mod session;
+pub mod steer_sim;
 pub mod tcp;
 pub mod vvp;
 
