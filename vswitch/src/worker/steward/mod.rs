@@ -31,7 +31,6 @@ use vswitch_flowtable::balance::{self, Balancer, Item, ItemLoad, Node, Plan, Rea
 use vswitch_flowtable::scale::{self, Scaler};
 
 use super::bell::Ears;
-use super::node;
 use super::registry::{MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Shared};
 use trace::{Decision, Trace, What};
@@ -186,6 +185,7 @@ impl Steward {
             next = if asleep {
                 // What was measured before is of another time.
                 brain.begin(now, &self.workers);
+                brain.balancer.hurry();
                 brain.next(&self.workers, 1.0)
             } else {
                 brain.look(now, rung, &self.workers)
@@ -325,7 +325,7 @@ impl Brain {
             self.balance(now, workers);
         }
         let mut next = self.next(workers, busy);
-        if rung && !scaled {
+        if rung && !scaled && next.within.is_some() {
             // There was nothing to be done about what rang, and there will not be in the next moment.
             next.ears = Ears::Deaf;
         }
@@ -443,7 +443,7 @@ impl Brain {
                 standing: pulse.standing > 0 && !pulse.asleep,
                 busy: Duration::from_nanos(pulse.busy_ns.saturating_sub(before)),
                 divisible: own.filter(loaded).count() > 1,
-                node: node::of_core(worker.wanted.core),
+                node: worker.node,
             }
         };
         list.iter().map(look).collect()
@@ -491,7 +491,7 @@ impl Brain {
                 *item = ItemLoad {
                     worker: balance::Worker(queue.owner as u16),
                     load,
-                    node: None,
+                    node: queue.node,
                 };
                 *name = Some(queue.key);
             }
@@ -516,7 +516,7 @@ fn rooms(list: &[Seen], capacity: u64) -> Vec<WorkerRoom> {
             *room = WorkerRoom {
                 capacity,
                 takes: !worker.resting,
-                node: node::of_core(worker.wanted.core),
+                node: worker.node,
             };
         }
     }
