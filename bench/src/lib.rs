@@ -16,7 +16,7 @@
 //! and ratios to the peers of the same run.
 //!
 //! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `memory`, `idle`) take turns in the same way;
-//! what is theirs alone stands at their files.
+//! what is theirs alone stands at their files. `affinity` runs no switch: it measures the tables that flows are steered by.
 //!
 //! # Where things are
 //!
@@ -76,6 +76,7 @@ pub fn run(options: &Options) -> Result<()> {
         What::Tcp => present(&experiment::tcp::run(options)?, options),
         What::Memory => present(&experiment::memory::run(options)?, options),
         What::Idle => present(&experiment::idle::run(options)?, options),
+        What::Affinity => present(&experiment::affinity::run(options)?, options),
     }
 }
 

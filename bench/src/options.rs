@@ -43,6 +43,9 @@ pub struct Options {
     /// How long `ndr` offers 90 % of the rate without loss, in seconds [default: 10; with --quick: 2].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub soak: Option<u32>,
+    /// Packets over which `affinity` watches their order [default: 100000000; with --quick: 5000000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub packets: Option<u64>,
     /// Undisturbed slices (searches, for `ndr`) wanted of each contestant in each case [default: 7, for
     /// `ndr` and `latency` 5; with --quick: 5, 1 and 3].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -79,6 +82,8 @@ pub enum What {
     Memory,
     /// Processor time of the switch while its guests are silent.
     Idle,
+    /// Flows that change their target: latency, order and cost of steering beside modulo and a table of flows.
+    Affinity,
 }
 
 /// Who the switch is measured against.
@@ -148,7 +153,7 @@ mod tests {
         let names = list();
         let names = names.lines().filter_map(|line| line.split(' ').next());
         assert!(names.eq([
-            "vvp", "pvp", "mover", "ndr", "latency", "tcp", "memory", "idle"
+            "vvp", "pvp", "mover", "ndr", "latency", "tcp", "memory", "idle", "affinity"
         ]));
     }
 

@@ -1,11 +1,14 @@
 //! The table from hash to target.
 //!
-//! Buckets hold targets; a hash's low bits name its bucket. Every target has `floor(B/N)` or `ceil(B/N)` of the B buckets,
-//! at all times: one that comes takes its share evenly from those that have most, one that goes leaves its buckets evenly
-//! to those that have least, and no other bucket moves. So with N targets at most `ceil(B/N) + 1` of B buckets change
-//! their target, where a hash modulo N would move nearly all.
+//! Buckets hold targets; a hash's low bits name its bucket. Every target has `floor(B/N)` or `ceil(B/N)` of the B buckets:
+//! one that comes takes its share evenly from those that have most, one that goes leaves its buckets evenly to those that
+//! have least, and no other bucket moves. So with N targets at most `ceil(B/N) + 1` of B buckets change their target, where
+//! a hash modulo N would move nearly all. Only [`Indirection::set`] makes shares uneven, which is what it is for: moving
+//! load. What comes and goes afterwards evens them out again, bucket by bucket.
 //!
-//! Changing the set costs a pass over the table and belongs to the control side; readers get a clone.
+//! The table says what is wanted. Whoever has packets under way makes the [`Move`]s one at a time, each when order allows
+//! it: see [`steer`](crate::steer). Changing the set costs a pass over the table and belongs to the control side; readers
+//! get a clone.
 
 /// The fewest buckets of a table.
 pub const MIN_BUCKETS: usize = 512;
@@ -17,6 +20,22 @@ pub const BUCKETS_PER_TARGET: usize = 64;
 /// Something a flow can go to: a queue pair, a worker. What the number means is the owner's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Target(pub u16);
+
+impl Target {
+    /// Stands for no target; no table ever holds it.
+    pub const NONE: Self = Self(u16::MAX);
+}
+
+/// A bucket changes its target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Move {
+    /// Which, from 0.
+    pub bucket: usize,
+    /// Where its flows go before; none if there was no target at all.
+    pub from: Option<Target>,
+    /// Where they go after; none if the last target goes.
+    pub to: Option<Target>,
+}
 
 /// A set of targets and which of them each hash goes to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,17 +69,77 @@ impl Indirection {
     #[inline]
     #[must_use]
     pub fn select(&self, hash: u32) -> Option<Target> {
+        self.target(self.bucket(hash))
+    }
+
+    /// The bucket of a hash: its low bits.
+    #[inline]
+    #[must_use]
+    pub fn bucket(&self, hash: u32) -> usize {
+        hash as usize & (self.buckets.len() - 1)
+    }
+
+    /// Where a bucket's flows go; `None` if there is no target at all, or no such bucket.
+    #[inline]
+    #[must_use]
+    pub fn target(&self, bucket: usize) -> Option<Target> {
         if self.shares.is_empty() {
             return None;
         }
-        self.buckets
-            .get(hash as usize & (self.buckets.len() - 1))
-            .copied()
+        self.buckets.get(bucket).copied()
     }
 
-    /// Adds a target; returns how many buckets moved to it: none if it is there already.
+    /// Gives one bucket to a target of the set; returns what changed. Nothing does if the bucket is that target's already,
+    /// or if there is no such bucket or target.
+    pub fn set(&mut self, bucket: usize, target: Target) -> Option<Move> {
+        let from = self.target(bucket).filter(|from| *from != target)?;
+        let to = self
+            .shares
+            .iter()
+            .position(|share| share.target == target)?;
+        self.shares[to].buckets += 1;
+        if let Some(share) = self.shares.iter_mut().find(|share| share.target == from) {
+            share.buckets -= 1;
+        }
+        self.buckets[bucket] = target;
+        Some(Move {
+            bucket,
+            from: Some(from),
+            to: Some(target),
+        })
+    }
+
+    /// The moves that make this table into `wanted`, in the order of buckets. Tables of different size have none.
+    pub fn moves_to(&self, wanted: &Self) -> impl Iterator<Item = Move> {
+        let buckets = match self.buckets() == wanted.buckets() {
+            true => self.buckets(),
+            false => 0,
+        };
+        (0..buckets).filter_map(|bucket| {
+            let (from, to) = (self.target(bucket), wanted.target(bucket));
+            (from != to).then_some(Move { bucket, from, to })
+        })
+    }
+
+    /// What [`Indirection::add`] would move.
+    #[must_use]
+    pub fn plan_add(&self, target: Target) -> Vec<Move> {
+        let mut after = self.clone();
+        after.add(target);
+        self.moves_to(&after).collect()
+    }
+
+    /// What [`Indirection::remove`] would move.
+    #[must_use]
+    pub fn plan_remove(&self, target: Target) -> Vec<Move> {
+        let mut after = self.clone();
+        after.remove(target);
+        self.moves_to(&after).collect()
+    }
+
+    /// Adds a target; returns how many buckets moved to it: none if it is there already, or is [`Target::NONE`].
     pub fn add(&mut self, target: Target) -> usize {
-        if self.contains(target) {
+        if self.contains(target) || target == Target::NONE {
             return 0;
         }
         if self.shares.is_empty() {
@@ -78,6 +157,7 @@ impl Indirection {
                 most.buckets -= 1;
             }
         }
+        // Which flows share a bucket with which says nothing about load, so the first that come are as good as any.
         let mut moved = 0;
         for bucket in &mut self.buckets {
             let Some(at) = self.shares.iter().position(|share| share.target == *bucket) else {
@@ -206,6 +286,53 @@ mod tests {
         assert_eq!(table.add(Target(4)), 102);
         assert_eq!(changed(&four, &table), 102);
         assert_eq!(table.remove(Target(4)), 102);
+        assert_full_and_even(&table);
+    }
+
+    #[test]
+    fn a_plan_is_what_happens() {
+        let mut table = of(5, 0..4);
+        let plan = table.plan_add(Target(4));
+        assert_eq!(plan.len(), 102);
+        assert!(plan.iter().all(|step| step.to == Some(Target(4))));
+        let before = table.clone();
+        table.add(Target(4));
+        assert!(before.moves_to(&table).eq(plan));
+        let back = table.plan_remove(Target(4));
+        assert!(back.iter().all(|step| step.from == Some(Target(4))));
+        assert_eq!(before.moves_to(&before).count(), 0);
+        assert_eq!(before.moves_to(&Indirection::new(64)).count(), 0);
+    }
+
+    #[test]
+    fn the_first_comes_from_nowhere_and_the_last_goes_there() {
+        let mut table = Indirection::new(1);
+        let plan = table.plan_add(Target(0));
+        assert!(plan.len() == 512 && plan.iter().all(|step| step.from.is_none()));
+        table.add(Target(0));
+        let plan = table.plan_remove(Target(0));
+        assert!(plan.len() == 512 && plan.iter().all(|step| step.to.is_none()));
+        assert_eq!(table.add(Target::NONE), 0);
+    }
+
+    #[test]
+    fn one_bucket_moves_by_hand_and_the_shares_know() {
+        let mut table = of(4, 0..4);
+        let bucket = table.bucket(0xffff_fe07);
+        assert_eq!(bucket, 7);
+        let from = table.target(bucket).unwrap();
+        let to = Target((from.0 + 1) % 4);
+        let step = table.set(bucket, to).unwrap();
+        assert_eq!((step.bucket, step.from, step.to), (7, Some(from), Some(to)));
+        assert_eq!(table.select(7), Some(to));
+        assert_eq!(table.set(bucket, to), None, "it is there already");
+        assert_eq!(table.set(bucket, Target(9)), None, "not of the set");
+        assert_eq!(table.set(512, from), None, "no such bucket");
+        let share = |target| table.shares().find(|(t, _)| *t == target).unwrap().1;
+        assert_eq!((share(from), share(to)), (127, 129));
+        // Comings and goings even it out.
+        table.remove(to);
+        table.add(to);
         assert_full_and_even(&table);
     }
 

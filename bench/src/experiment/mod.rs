@@ -16,6 +16,7 @@ use crate::sample::{Detail, Sample};
 use plan::{Plan, by_setup};
 use session::{Field, Heading, Session};
 
+pub mod affinity;
 mod hosts;
 pub mod idle;
 pub mod latency;

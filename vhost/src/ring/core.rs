@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use rustix::io::{Errno, ReadWriteFlags};
-use vswitch_coalesce::Signal;
+use vswitch_coalesce::{GuestAsks, Signal};
 
 use super::ahead::{Ahead, Ready};
 use super::chain::{Direction, Spans, Walk};
@@ -318,6 +318,30 @@ impl<L: Layout> Core<L> {
         self.signal.commit(self.published);
         self.unsettled = 0;
         Ok(wanted && self.call.is_some())
+    }
+
+    /// How many entries were ever published, modulo 2^16.
+    #[inline]
+    pub(super) fn published(&self) -> u16 {
+        self.published
+    }
+
+    /// Whether the guest has dealt with everything that had been published when [`published`](Self::published) was
+    /// `position`, as far as it lets us know: what it asks to be called for says where it is, while it is not polling, and
+    /// what it offers anew it has dealt with.
+    pub(super) fn consumed(&self, position: u16) -> bool {
+        if self.broken.is_some() {
+            return true;
+        }
+        let by_event = match self.ring.asks(self.next, self.published) {
+            // 0 stands for "not now" with many drivers.
+            GuestAsks::Event(event) if event != 0 => Some(self.published.wrapping_sub(event)),
+            _ => None,
+        };
+        let by_event = by_event.filter(|under_way| *under_way <= self.ring.size());
+        let under_way = [by_event, self.ring.not_offered_anew(self.next)];
+        let under_way = under_way.into_iter().flatten().min();
+        under_way.is_some_and(|under_way| self.published.wrapping_sub(position) >= under_way)
     }
 
     fn write_call(&self) -> io::Result<()> {

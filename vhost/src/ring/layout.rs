@@ -135,6 +135,12 @@ pub(crate) trait Layout: Sized {
     /// published until there, in which an event is expressed.
     fn asks(&self, at: Position, published: u16) -> GuestAsks;
 
+    /// Entries given back until `at` that the guest has not offered anew, if the layout can tell: at most so many has it
+    /// yet to look at.
+    fn not_offered_anew(&self, _at: Position) -> Option<u16> {
+        None
+    }
+
     /// Asks for a kick at the next chain, which will be at `at`.
     fn ask_for_kicks(&self, at: Position);
 

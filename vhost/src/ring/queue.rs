@@ -240,6 +240,20 @@ impl RxRing {
         each!(Rx, &mut self.0, ring => ring.core.notify())
     }
 
+    /// How many entries were ever published, modulo 2^16: the position behind the last delivered frame.
+    #[inline]
+    #[must_use]
+    pub fn published(&self) -> u16 {
+        each!(Rx, &self.0, ring => ring.core.published())
+    }
+
+    /// Whether the guest has dealt with everything up to this position, as far as it lets us know. A position from long ago
+    /// counts as dealt with unless it is among the entries now under way.
+    #[must_use]
+    pub fn consumed(&self, position: u16) -> bool {
+        each!(Rx, &self.0, ring => ring.core.consumed(position))
+    }
+
     /// What the guest can take.
     #[inline]
     #[must_use]

@@ -331,6 +331,11 @@ impl Layout for SplitRing {
         self.set_used_index(at.0);
     }
 
+    fn not_offered_anew(&self, at: Position) -> Option<u16> {
+        let offered = self.available_index().wrapping_sub(at.0);
+        self.size.checked_sub(offered)
+    }
+
     #[inline]
     fn asks(&self, _at: Position, _published: u16) -> GuestAsks {
         if self.event_idx {

@@ -511,6 +511,10 @@ impl Switch {
                 live.get(usize::from(at.index.0)) == Some(&Some((at, name.as_str())))
             });
         }
+        let micros = crate::worker::micros(Instant::now());
+        for guest in self.shared.snapshot.load().guests() {
+            guest.steering().sweep(micros);
+        }
         let elapsed = self.sampled.elapsed();
         self.sampled = Instant::now();
         for port in self.ports.values_mut() {

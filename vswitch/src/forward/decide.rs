@@ -5,10 +5,11 @@ use vswitch_packet::HeadEdit;
 use super::counters::InputDrop;
 use super::fdb::CoarseSecond;
 use super::snapshot::{Bridge, OutputIndex, Port, Snapshot};
+use super::ways::HeadKey;
 use super::{PortIndex, PortRef, Vid};
 
-const TPID_VLAN: u16 = 0x8100;
-const ETHERNET: usize = 14;
+pub(super) const TPID_VLAN: u16 = 0x8100;
+pub(super) const ETHERNET: usize = 14;
 /// The bit of an address, as a number, that says it is a group's.
 const GROUP: u64 = 1 << 40;
 /// Frames to this address and the 15 after it are between neighbours on a link; bridges do not forward them (IEEE 802.1Q, 8.6.3).
@@ -130,36 +131,21 @@ impl Memo {
     /// The longest frame allowed, and the route, if this head has the same addresses and tags as the one they are of.
     #[inline(always)]
     pub fn recall(&self, head: &[u8]) -> Option<(u32, Route)> {
-        let (first, second, inner) = Self::key(head)?;
+        let key = HeadKey::of(head)?;
         // Word by word: a comparison of structs would go through memory.
-        let same = first == self.first && second == self.second && inner == self.inner;
+        let same = key.first == self.first && key.second == self.second && key.inner == self.inner;
         same.then_some((self.longest, self.route))
     }
 
     /// Notes where frames with this head go. Not of those whose source is to be learned: the table's writer may not have
     /// heard.
     #[inline]
-    pub fn keep(&mut self, head: &[u8], longest: u32, route: Route) {
-        if let Some((first, second, inner)) = Self::key(head) {
-            self.first = first;
-            self.second = second;
-            self.inner = inner;
-            self.longest = longest;
-            self.route = route;
-        }
-    }
-
-    /// Both addresses and what follows them up to a second tag's protocol; of an untagged frame nothing behind its type.
-    #[inline(always)]
-    fn key(head: &[u8]) -> Option<(u64, u64, u32)> {
-        let (first, rest) = head.split_first_chunk()?;
-        let (second, rest) = rest.split_first_chunk()?;
-        let (first, second) = (u64::from_be_bytes(*first), u64::from_be_bytes(*second));
-        if (second >> 16) as u16 != TPID_VLAN {
-            return Some((first, second >> 16, 0));
-        }
-        let inner: &[u8; 2] = rest.first_chunk()?;
-        Some((first, second, u32::from(u16::from_be_bytes(*inner)) + 1))
+    pub fn keep(&mut self, key: HeadKey, longest: u32, route: Route) {
+        self.first = key.first;
+        self.second = key.second;
+        self.inner = key.inner;
+        self.longest = longest;
+        self.route = route;
     }
 }
 

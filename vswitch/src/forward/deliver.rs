@@ -1,19 +1,20 @@
-//! The burst: decide about each frame, group by output, write into the outputs.
+//! The burst: decide about each frame, group by output, and have each output written.
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-use vswitch_packet::{Accepts, HeadEdit, MacAddr, Offload, VirtioNetHdr, check_offload};
-use vswitch_vhost::{Delivery, RxError, RxFeatures, RxRing, Sink, TxFrame};
+use vswitch_flowtable::Micros;
+use vswitch_packet::{MacAddr, Offload, check_offload};
+use vswitch_vhost::TxFrame;
 
-use super::counters::{InputDrop, OutputDrop, PortCounters};
+use super::counters::InputDrop;
 use super::decide::{Destination, Ethernet, Memo, Route, Verdict, decide};
 use super::fdb::CoarseSecond;
-use super::group::{Filed, Groups, List};
+use super::group::Groups;
 use super::learn::{LearnMailbox, Seen};
+use super::output::Outgoing;
 use super::snapshot::{Bridge, Output, Port, Snapshot};
-use super::software::{Finisher, ToGuest};
-use super::steer;
+use super::steer::{self, Views};
+use super::ways::{Epoch, HeadKey, Ways};
 use super::{BURST, Vid};
 use crate::capture::{self, Direction, Taps};
 
@@ -44,6 +45,10 @@ pub struct Context<'a> {
     pub ingress: &'a Port,
     /// The coarse clock.
     pub now: CoarseSecond,
+    /// A finer one.
+    pub micros: Micros,
+    /// The pair that a guest sent the burst on; its flows are learned from it.
+    pub pair: Option<u16>,
     /// Set if the source must be emptied but not forwarded.
     pub discard: Option<InputDrop>,
 }
@@ -52,12 +57,12 @@ pub struct Context<'a> {
 pub struct Forwarder {
     worker: usize,
     groups: Groups,
-    /// What frames leave to offloads: of those that leave anything, and never anything else.
-    offloads: [Offload; BURST],
-    /// Which of the burst's frames leave anything, a bit each.
-    laden: u32,
     memo: Memo,
-    finisher: Finisher,
+    ways: Ways,
+    /// Which ways hold in this burst.
+    epoch: Epoch,
+    outgoing: Outgoing,
+    views: Views,
     learn: Arc<LearnMailbox>,
 }
 
@@ -67,10 +72,11 @@ impl Forwarder {
         Forwarder {
             worker,
             groups: Groups::default(),
-            offloads: std::array::from_fn(|_| Offload::default()),
-            laden: 0,
             memo: Memo::default(),
-            finisher: Finisher::default(),
+            ways: Ways::default(),
+            epoch: Epoch::NONE,
+            outgoing: Outgoing::new(worker),
+            views: Views::default(),
             learn,
         }
     }
@@ -78,6 +84,8 @@ impl Forwarder {
     /// Makes room for a snapshot's outputs; called when a new one is picked up, so that `forward` never allocates.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         self.groups.reserve(snapshot.outputs());
+        self.ways.forget();
+        self.views.adopt(snapshot);
     }
 
     /// Forwards one burst. When it returns every frame is in the receivers' buffers or counted as dropped.
@@ -89,7 +97,10 @@ impl Forwarder {
         let (mut bytes, mut switched, mut copies) = (0, 0, 0);
         let len = frames.len().min(BURST);
         let bridge = admitted(ctx);
-        self.laden = 0;
+        if let Ok(bridge) = bridge {
+            self.epoch = self.ways.epoch(ctx.ingress.bridge, &bridge.fdb, ctx.now);
+        }
+        self.outgoing.begin();
         self.memo = Memo::default();
         for i in 0..len {
             match self.take(ctx, bridge, i, frames, &mut bytes) {
@@ -100,14 +111,20 @@ impl Forwarder {
                 Err(reason) => counters.drop_input(reason),
             }
         }
+        if let (Some(pair), Ok(_)) = (ctx.pair, bridge) {
+            let head = |i| frames.get(i).ok().map(|f| (f.head, f.len as usize));
+            self.views.learn(ctx.ingress, pair, len, head, ctx.micros);
+        }
         counters.received.add(len as u64);
         counters.received_bytes.add(bytes);
         counters.switched.add(switched);
         counters.copies.add(copies);
-        while let Some(output) = self.groups.pop() {
+        while let Some((output, group)) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
-                let list = self.groups.take(output);
-                self.deliver(ctx, port, queue, &list, frames);
+                let list = self.groups.list(output, group);
+                if let Some(position) = self.outgoing.deliver(ctx, port, queue, list, frames) {
+                    self.views.sent(port, list, position, ctx.micros);
+                }
             }
         }
     }
@@ -135,14 +152,8 @@ impl Forwarder {
             match self.memo.recall(frame.head) {
                 Some((longest, _)) if packet_len > longest as usize => Err(InputDrop::OverMtu),
                 Some((_, Route { output, edit })) => {
-                    let filed = Filed {
-                        frame: i as u8,
-                        edit,
-                    };
-                    self.groups
-                        .file(output, filed)
-                        .then_some(1)
-                        .ok_or(InputDrop::NoOutput)
+                    let filed = self.groups.file(output, 1 << i, edit);
+                    filed.then_some(1).ok_or(InputDrop::NoOutput)
                 }
                 None => self.decide(ctx, bridge, i as u8, frame.head, (frame.len, packet_len)),
             }
@@ -165,23 +176,15 @@ impl Forwarder {
         let asked = check_offload(&frame.header, frame.head, frame.len as usize)
             .map_err(|_| InputDrop::BadOffload)?;
         *packet_len = asked.wire_len(frame.len as usize);
-        if let Some(slot) = self.offloads.get_mut(i) {
-            *slot = Offload {
-                data_valid: frames.valid(i),
+        let data_valid = frames.valid(i);
+        self.outgoing.leave(
+            i,
+            Offload {
+                data_valid,
                 ..asked
-            };
-            self.laden |= 1 << i;
-        }
+            },
+        );
         Ok(())
-    }
-
-    /// What frame `i` leaves to offloads.
-    #[inline]
-    fn offload(&self, i: usize) -> Offload {
-        if self.laden >> i & 1 == 0 {
-            return Offload::default();
-        }
-        self.offloads.get(i).copied().unwrap_or_default()
     }
 
     /// Decides about a frame of `len` bytes that becomes packets of at most `packet_len`, and files it.
@@ -194,11 +197,23 @@ impl Forwarder {
         head: &[u8],
         (len, packet_len): (u32, usize),
     ) -> Result<u64, InputDrop> {
+        let key = HeadKey::of(head).ok_or(InputDrop::Runt)?;
+        let from = ctx.ingress.at.index;
+        if let Some(route) = self.ways.find(key, from, self.epoch) {
+            let longest = key.header_len() as u32 + bridge.mtu;
+            if packet_len > longest as usize {
+                return Err(InputDrop::OverMtu);
+            }
+            self.memo.keep(key, longest, route);
+            let filed = self.groups.file(route.output, 1 << i, route.edit);
+            return filed.then_some(1).ok_or(InputDrop::NoOutput);
+        }
         let verdict = decide(ctx.snapshot, bridge, ctx.ingress, head, packet_len, ctx.now)?;
         if verdict.learn {
             self.learn(ctx, verdict.vid, head);
         } else if let Some(route) = self.route(ctx, verdict) {
-            self.memo.keep(head, verdict.longest, route);
+            self.memo.keep(key, verdict.longest, route);
+            self.ways.keep(key, from, self.epoch, route);
         }
         self.file(ctx, bridge, verdict, i, head, len)
     }
@@ -248,12 +263,12 @@ impl Forwarder {
             Destination::Reflected => return Err(InputDrop::Reflection),
             Destination::Port(index) => {
                 let port = ctx.snapshot.port(index).ok_or(InputDrop::NoOutput)?;
-                copies += self.file_one(port, verdict, i, head, len);
+                copies += self.file_one(ctx, port, verdict, i, head, len);
             }
             Destination::Flood => {
                 let others = bridge.members.iter().filter(|p| p.at != ctx.ingress.at);
                 for port in others.filter(|p| p.carries(verdict.vid)) {
-                    copies += self.file_one(port, verdict, i, head, len);
+                    copies += self.file_one(ctx, port, verdict, i, head, len);
                 }
             }
         }
@@ -265,123 +280,27 @@ impl Forwarder {
     }
 
     #[inline]
-    fn file_one(&mut self, port: &Port, verdict: Verdict, i: u8, head: &[u8], len: u32) -> u64 {
-        let edit = port.vlan.edit(verdict.vid, verdict.tci);
-        let len = len as usize;
-        let queue = steer::queue(&port.output, self.worker, verdict.vid, head, len);
-        let output = port.first_output.queue(queue);
-        u64::from(self.groups.file(output, Filed { frame: i, edit }))
-    }
-
-    /// Writes one output's frames, under its lock, taken once.
-    #[inline(never)]
-    fn deliver<F: Frames>(
+    fn file_one(
         &mut self,
         ctx: Context<'_>,
         port: &Port,
-        queue: u16,
-        list: &List,
-        frames: &F,
-    ) {
-        let Some(counters) = port.counters.get(self.worker) else {
-            return;
-        };
-        counters.offered.add(list.len() as u64);
-        let nobody = Outcome::dropped(OutputDrop::NotConnected);
-        let mut outcomes: Outcomes = list.iter().map(|_| nobody).collect();
-        if !port.admin_up {
-            outcomes.fill(Outcome::dropped(OutputDrop::AdminDown));
-        } else {
-            match &port.output {
-                Output::Guest(queues) => {
-                    if let Some(place) = queues.ring(queue)
-                        && let Some(ring) = place.lock().as_mut()
-                    {
-                        let accepts = accepts(ring, port.offloads);
-                        self.fill_guest(ring, accepts, counters, list, frames, &mut outcomes);
-                    }
-                }
-                #[cfg(feature = "dpdk")]
-                Output::Nic(nic) => {
-                    let (offloads, laden) = (&self.offloads, self.laden);
-                    nic.send(
-                        queue,
-                        list.iter().filter_map(|f| {
-                            let i = usize::from(f.frame);
-                            let frame = frames.get(i).ok()?;
-                            let offload = offloads.get(i).filter(|_| laden >> i & 1 != 0);
-                            Some((frame, f.edit, offload.copied().unwrap_or_default()))
-                        }),
-                        &mut self.finisher,
-                        &mut outcomes,
-                    );
-                }
+        verdict: Verdict,
+        i: u8,
+        head: &[u8],
+        len: u32,
+    ) -> u64 {
+        let edit = port.vlan.edit(verdict.vid, verdict.tci);
+        let queue = match (steer::only(&port.output, self.worker), &port.output) {
+            (Some(queue), _) => queue,
+            (None, Output::Guest(queues)) => {
+                let frame = (usize::from(i), verdict.vid, head, len as usize);
+                self.views.select(port, queues, frame, ctx.micros)
             }
-        }
-        let (mut delivered, mut packets, mut bytes) = (0, 0, 0);
-        for outcome in &outcomes {
-            match outcome.get() {
-                Ok((p, b)) => {
-                    delivered += 1;
-                    packets += u64::from(p);
-                    bytes += u64::from(b);
-                }
-                Err(reason) => counters.drop_output(reason, 1),
-            }
-        }
-        counters.delivered.add(delivered);
-        counters.delivered_packets.add(packets);
-        counters.delivered_bytes.add(bytes);
-        if let Some(taps) = &ctx.snapshot.capture {
-            self.show_delivered(taps, port, list, frames, &outcomes);
-        }
-    }
-
-    #[inline(never)]
-    fn fill_guest<F: Frames>(
-        &mut self,
-        ring: &mut RxRing,
-        accepts: Accepts,
-        counters: &PortCounters,
-        list: &List,
-        frames: &F,
-        outcomes: &mut Outcomes,
-    ) {
-        let fill = FillGuest {
-            forwarder: self,
-            list,
-            frames,
-            outcomes,
-            accepts,
+            #[cfg(feature = "dpdk")]
+            (None, Output::Nic(_)) => 0,
         };
-        if ring.fill(list.len(), fill).is_err() {
-            return outcomes.fill(Outcome::dropped(OutputDrop::RingBroken));
-        }
-        if ring.signal().unwrap_or(false) {
-            counters.rx_calls.add(1);
-        }
-    }
-
-    /// Writes a frame whose tag changes, or that leaves something to offloads.
-    #[inline(never)]
-    fn finish<F: Frames>(
-        &mut self,
-        sink: &mut impl Sink,
-        frames: &F,
-        filed: Filed,
-        accepts: Accepts,
-    ) -> Outcome {
-        // Asked for again rather than passed along: so the common way has it in registers.
-        let Ok(frame) = frames.get(usize::from(filed.frame)) else {
-            return Outcome::dropped(OutputDrop::OffloadFailed);
-        };
-        // Before any work is put into the frame: software segmentation for a full ring would be for nothing.
-        if sink.is_full() {
-            return Outcome::dropped(OutputDrop::RingFull);
-        }
-        let offload = self.offload(usize::from(filed.frame));
-        self.finisher
-            .deliver_to(&frame, filed.edit, &offload, accepts, &mut ToGuest(sink))
+        let output = port.first_output.queue(queue);
+        u64::from(self.groups.file(output, 1 << i, edit))
     }
 
     /// Shows those who capture a frame that came in.
@@ -399,7 +318,7 @@ impl Forwarder {
             None => (Direction::Rx, None),
             Some(reason) => (Direction::Drop, Some(reason.name())),
         };
-        let offload = self.offload(i);
+        let offload = self.outgoing.offload(i);
         let seen = capture::Seen {
             parts: [frame.head, &[], &[]],
             tail: frame.tail,
@@ -407,81 +326,7 @@ impl Forwarder {
         };
         taps.show((ctx.ingress.at, &ctx.ingress.name), direction, reason, seen);
     }
-
-    /// Shows those who capture what became of frames at an output.
-    #[cold]
-    fn show_delivered<F: Frames>(
-        &self,
-        taps: &Taps,
-        port: &Port,
-        list: &List,
-        frames: &F,
-        outcomes: &Outcomes,
-    ) {
-        for (filed, outcome) in list.iter().zip(outcomes) {
-            let i = usize::from(filed.frame);
-            let Ok(frame) = frames.get(i) else { continue };
-            let (direction, reason) = match outcome.get() {
-                Ok(_) => (Direction::Tx, None),
-                Err(reason) => (Direction::Drop, Some(reason.name())),
-            };
-            let mut tag = [0; 4];
-            let (parts, shift) = filed.edit.parts(frame.head, &mut tag);
-            let offload = self.offload(i);
-            let seen = capture::Seen {
-                parts,
-                tail: frame.tail,
-                offload: Some((&offload, shift)),
-            };
-            taps.show((port.at, &port.name), direction, reason, seen);
-        }
-    }
 }
-
-/// Frames on their way into a guest's ring.
-struct FillGuest<'a, F> {
-    forwarder: &'a mut Forwarder,
-    list: &'a List,
-    frames: &'a F,
-    outcomes: &'a mut Outcomes,
-    accepts: Accepts,
-}
-
-impl<F: Frames> Delivery for FillGuest<'_, F> {
-    /// Most frames are written as they came, with a header that says nothing, so that is what this loop is for.
-    #[inline(always)]
-    fn run<S: Sink>(self, sink: &mut S) {
-        let laden = self.forwarder.laden;
-        for (filed, outcome) in self.list.iter().zip(self.outcomes.iter_mut()) {
-            let i = usize::from(filed.frame);
-            if filed.edit == HeadEdit::None && laden >> i & 1 == 0 {
-                let Ok(frame) = self.frames.get(i) else {
-                    continue;
-                };
-                *outcome = match sink.put_plain(frame.head, frame.tail) {
-                    Ok(()) => Outcome::sent(1, frame.len),
-                    Err(error) => Outcome::dropped(error.into()),
-                };
-            } else {
-                let finished = self
-                    .forwarder
-                    .finish(sink, self.frames, *filed, self.accepts);
-                *outcome = finished;
-            }
-        }
-    }
-}
-
-/// The header of a frame that leaves nothing to anybody.
-pub const PLAIN: VirtioNetHdr = VirtioNetHdr {
-    flags: 0,
-    gso_type: VirtioNetHdr::GSO_NONE,
-    hdr_len: 0,
-    gso_size: 0,
-    csum_start: 0,
-    csum_offset: 0,
-    num_buffers: 0,
-};
 
 /// The bridge that the burst's frames are on, or why none of them is let in.
 fn admitted(ctx: Context<'_>) -> Result<&Bridge, InputDrop> {
@@ -493,67 +338,4 @@ fn admitted(ctx: Context<'_>) -> Result<&Bridge, InputDrop> {
     }
     let bridge = ctx.snapshot.bridge(ctx.ingress.bridge);
     bridge.map(|bridge| &**bridge).ok_or(InputDrop::NoOutput)
-}
-
-/// What became of one frame at one output: packets and bytes that left, or the reason why none did.
-///
-/// One word, so that it travels in a register and a list of them is four cache lines.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Outcome(u64);
-
-impl Outcome {
-    const DROPPED: u64 = 1 << 63;
-
-    /// It left, as this many packets (below 2^31: more than one if software cut it into segments) of this many bytes.
-    #[inline]
-    pub fn sent(packets: u32, bytes: u32) -> Self {
-        Outcome(u64::from(packets) << 32 | u64::from(bytes))
-    }
-
-    /// It did not.
-    #[inline]
-    pub fn dropped(reason: OutputDrop) -> Self {
-        Outcome(Self::DROPPED | reason as u64)
-    }
-
-    /// Packets and bytes, or the reason.
-    #[inline]
-    pub fn get(self) -> Result<(u32, u32), OutputDrop> {
-        if self.0 & Self::DROPPED == 0 {
-            return Ok(((self.0 >> 32) as u32, self.0 as u32));
-        }
-        let reason = OutputDrop::ALL.get(self.0 as u8 as usize);
-        Err(reason.copied().unwrap_or(OutputDrop::OffloadFailed))
-    }
-}
-
-/// What became of each frame of a list.
-pub type Outcomes = ArrayVec<Outcome, BURST>;
-
-impl From<RxError> for OutputDrop {
-    fn from(error: RxError) -> Self {
-        match error {
-            RxError::Full => OutputDrop::RingFull,
-            RxError::TooBig => OutputDrop::BufferTooSmall,
-            RxError::Malformed(_) => OutputDrop::MalformedBuffer,
-        }
-    }
-}
-
-/// What the guest negotiated, as far as its port lets it have that.
-/// What a guest takes: what it negotiated, as far as its port is switched to deliver it.
-pub fn accepts(ring: &RxRing, offloads: Accepts) -> Accepts {
-    let RxFeatures {
-        csum,
-        tso4,
-        tso6,
-        ecn,
-        ..
-    } = ring.accepts();
-    Accepts {
-        csum: csum && offloads.csum,
-        tso4: tso4 && offloads.tso4,
-        tso6: tso6 && offloads.tso6,
-        ecn: ecn && offloads.ecn,
-    }
 }

@@ -21,7 +21,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use vswitch_packet::MacAddr;
 
@@ -97,6 +97,7 @@ pub struct Fdb {
     buckets: Box<[Bucket]>,
     mask: usize,
     seed: [u64; 2],
+    version: AtomicU32,
 }
 
 impl Fdb {
@@ -107,7 +108,15 @@ impl Fdb {
             buckets: (0..count).map(|_| Bucket::default()).collect(),
             mask: count - 1,
             seed: [seed[0], seed[1] | 1],
+            version: AtomicU32::new(0),
         }
+    }
+
+    /// A number that changes whenever what the table says does. Of what was looked up after it was loaded, nothing is
+    /// older than it.
+    #[inline]
+    pub fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Folded multiply with secret operands: four cycles, and nobody outside can aim at a bucket.
@@ -274,6 +283,10 @@ impl FdbWriter {
                 return Learned::Refused;
             }
             slot.store(value.0, Ordering::Release);
+            if old.port() == port && old.is_static() == is_static {
+                return Learned::Known;
+            }
+            self.changed();
             if old.port() == port {
                 return Learned::Known;
             }
@@ -305,6 +318,7 @@ impl FdbWriter {
         };
         v.store(value.0, Ordering::Release);
         k.store(key.0, Ordering::Release);
+        self.changed();
         self.len += 1;
         *self.per_port.entry(port).or_default() += 1;
         Learned::New
@@ -330,6 +344,9 @@ impl FdbWriter {
                 }
             }
         }
+        if self.len != before {
+            self.changed();
+        }
         before - self.len
     }
 
@@ -351,6 +368,11 @@ impl FdbWriter {
             .iter()
             .flat_map(|b| b.keys.iter().zip(&b.values));
         slots.filter_map(|(k, v)| entry_of(k, v)).collect()
+    }
+
+    /// Tells readers that what they remember of the table may be wrong. After the change: who sees the new number sees it.
+    fn changed(&mut self) {
+        self.table.version.fetch_add(1, Ordering::Release);
     }
 
     fn forget_count(&mut self, port: PortRef) {
@@ -379,6 +401,7 @@ impl FdbWriter {
                         self.hand = at + 1;
                         self.len -= 1;
                         self.evictions += 1;
+                        self.changed();
                         self.forget_count(port);
                         return true;
                     }

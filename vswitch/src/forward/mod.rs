@@ -24,10 +24,12 @@ pub mod deliver;
 pub mod fdb;
 pub mod group;
 pub mod learn;
+pub mod output;
 pub mod snapshot;
 pub mod software;
 pub mod steer;
 pub mod vlan;
+pub mod ways;
 
 pub use deliver::Forwarder;
 pub use snapshot::{Bridge, Output, Port, Snapshot};

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use vswitch_flowtable::{FlowHasher, FlowKey, Indirection, Target};
 use vswitch_packet::Accepts;
 use vswitch_vhost::RxRing;
 
 use super::counters::PortCounters;
 use super::fdb::Fdb;
+use super::steer::Steering;
 use super::vlan::VlanRule;
 use super::{BridgeIndex, PortIndex, PortRef, Vid};
 use crate::capture::Taps;
@@ -107,9 +106,24 @@ impl Snapshot {
         Some((self.port(*port)?, *queue))
     }
 
+    /// How many places for ports there are.
+    pub fn places(&self) -> usize {
+        self.ports.len()
+    }
+
     /// How many outputs there are.
     pub fn outputs(&self) -> usize {
         self.outputs.len()
+    }
+
+    /// The ports that are guests.
+    pub fn guests(&self) -> impl Iterator<Item = &Arc<GuestQueues>> {
+        let outputs = self.ports.iter().flatten().map(|port| &port.output);
+        outputs.filter_map(|output| match output {
+            Output::Guest(queues) => Some(queues),
+            #[cfg(feature = "dpdk")]
+            Output::Nic(_) => None,
+        })
     }
 
     /// The ports that are NICs.
@@ -216,8 +230,7 @@ pub struct GuestQueues {
     /// Leading queue pairs that have a ring: the guest uses pairs `0..active`.
     active: AtomicU16,
     /// Which of them a flow goes to.
-    hasher: FlowHasher,
-    table: ArcSwap<Indirection>,
+    steering: Steering,
 }
 
 impl GuestQueues {
@@ -226,8 +239,7 @@ impl GuestQueues {
         GuestQueues {
             rings: (0..pairs.max(1)).map(|_| Mutex::new(None)).collect(),
             active: AtomicU16::new(0),
-            hasher: FlowHasher::new(key),
-            table: ArcSwap::from_pointee(Indirection::new(pairs)),
+            steering: Steering::new(pairs, key),
         }
     }
 
@@ -237,19 +249,29 @@ impl GuestQueues {
         self.rings.get(usize::from(pair))
     }
 
+    /// Queue pairs there are places for.
+    #[inline]
+    pub fn pairs(&self) -> u16 {
+        self.rings.len() as u16
+    }
+
     /// Pairs in use.
     #[inline]
     pub fn active(&self) -> u16 {
         self.active.load(Ordering::Relaxed)
     }
 
-    /// The pair for a flow.
+    /// How the flows of a guest with several pairs are steered.
     #[inline]
-    pub fn select(&self, key: &FlowKey) -> u16 {
-        self.table
-            .load()
-            .select(self.hasher.hash(key))
-            .map_or(0, |target| target.0)
+    pub fn steering(&self) -> &Steering {
+        &self.steering
+    }
+
+    /// Whether the guest has dealt with what was delivered to this pair up to a position, as far as it lets us know. A pair
+    /// that is gone has nothing under way.
+    pub fn consumed(&self, pair: u16, position: u16) -> bool {
+        let ring = self.ring(pair).map(Mutex::lock);
+        ring.is_none_or(|ring| ring.as_ref().is_none_or(|ring| ring.consumed(position)))
     }
 
     /// Puts a ring in its place, or takes it away. When this returns no worker is writing to what was there.
@@ -259,14 +281,7 @@ impl GuestQueues {
         let place = self.ring(pair)?;
         let old = std::mem::replace(&mut *place.lock(), ring);
         let active = self.rings.iter().take_while(|r| r.lock().is_some()).count() as u16;
-        if active > 0 && usize::from(active) != self.table.load().shares().len() {
-            // Pair after pair, so that the table for n + 1 differs from that for n in the new pair's share alone.
-            let mut table = Indirection::new(self.rings.len() as u16);
-            for target in 0..active {
-                table.add(Target(target));
-            }
-            self.table.store(Arc::new(table));
-        }
+        self.steering.set_targets(active);
         self.active.store(active, Ordering::Relaxed);
         old
     }

@@ -12,7 +12,7 @@ use vswitch_packet::{
 use vswitch_vhost::{Pieces, Sink, TxFrame};
 
 use super::counters::OutputDrop;
-use super::deliver::{Outcome, PLAIN};
+use super::output::{Outcome, PLAIN};
 
 /// Where the type behind the first tag is, and what it is if a second one follows.
 const SECOND_TAG: std::ops::Range<usize> = 16..18;

@@ -1,23 +1,138 @@
-//! Which of a port's queues a frame leaves by.
+//! Virtual RSS: which of a guest's queues a frame goes to.
 //!
-//! A flow takes the same queue for as long as the guest uses the same number of them: the queue follows from a keyed
-//! hash of the flow, the same in both directions. The key is the port's own.
+//! A guest with several queue pairs spreads its own work by flow, and virtio asks that packets of a flow which it sends on
+//! one pair arrive on the same (1.2, section 5.1.6.5.6). So the switch learns: of what the guest sends, it notes on which
+//! pair ([`Views::learn`]), and pins flows that its table would steer elsewhere. A flow that the guest has not sent anything
+//! of goes where a keyed hash says, the same in both directions. Both, [`Steering`], is the port's and shared by workers;
+//! where a flow's frames go at the moment is each worker's own [`View`], which follows the table and the pins only when the
+//! guest has dealt with what the flow was given before.
+//!
+//! A guest that polls may not say how far it is; then a flow moves when it has had no frame for 10 ms. Pairs that the guest
+//! takes out of use are left at once.
+//!
+//! # Limits
+//!
+//! 4,096 pins for each guest. A port costs 68 KiB for them, and 36 KiB in each worker, if it has more than one pair; nothing
+//! otherwise. In a full burst two frames are looked at, to learn from.
 
-use vswitch_flowtable::{Addresses, FlowKey};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use vswitch_flowtable::{
+    Addresses, FlowHash, FlowHasher, FlowKey, Indirection, Micros, Moves, Pins, Position,
+    Selection, Target, View, pins,
+};
 use vswitch_packet::{L3, parse};
 use vswitch_vhost::PLAIN_HEAD_LEN;
 
-use super::Vid;
-use super::snapshot::{GuestQueues, Output};
+use super::decide::Ethernet;
+use super::group::List;
+use super::snapshot::{GuestQueues, Output, Port, Snapshot};
+use super::{BURST, PortRef, Vid};
 
-/// The queue for a frame with this head. One queue costs nothing.
-#[inline]
-pub fn queue(output: &Output, worker: usize, vid: Vid, head: &[u8], len: usize) -> u16 {
-    match (only(output, worker), output) {
-        (Some(queue), _) => queue,
-        (None, Output::Guest(queues)) => select(queues, vid, head, len),
-        #[cfg(feature = "dpdk")]
-        (None, Output::Nic(_)) => 0,
+/// Frames of a burst that are all looked at, to learn from; of a longer one two are.
+const FEW: usize = 4;
+
+/// How the flows of one guest are steered: what its workers share.
+pub struct Steering {
+    hasher: FlowHasher,
+    table: ArcSwap<Indirection>,
+    /// Counts the tables there have been.
+    version: AtomicU32,
+    /// None if there is but one pair.
+    pins: Option<Pins>,
+    pairs: u16,
+    moved: MoveCounters,
+}
+
+/// [`Moves`] of all workers together.
+#[derive(Default)]
+struct MoveCounters {
+    completed: AtomicU64,
+    idle: AtomicU64,
+    forced: AtomicU64,
+    waited: AtomicU64,
+}
+
+/// What is to be told about how a guest's flows are steered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Steered {
+    /// Buckets of the table by queue pair.
+    pub buckets: Vec<usize>,
+    /// Flows pinned to the pair that the guest sends them on.
+    pub pins: usize,
+    /// Flows that could not be pinned: the table of pins was full where they belong.
+    pub refused: u64,
+    /// How flows moved from pair to pair.
+    pub moves: Moves,
+}
+
+impl Steering {
+    pub(super) fn new(pairs: u16, key: [u8; 16]) -> Self {
+        Steering {
+            hasher: FlowHasher::new(key),
+            table: ArcSwap::from_pointee(Indirection::new(pairs)),
+            version: AtomicU32::new(0),
+            pins: (pairs > 1).then(Pins::new),
+            pairs,
+            moved: MoveCounters::default(),
+        }
+    }
+
+    /// Pairs `0..active` are in use from now on.
+    pub(super) fn set_targets(&self, active: u16) {
+        let before = self.table.load().shares().len() as u16;
+        if active == 0 || active == before {
+            return;
+        }
+        // Pair after pair, so that the table for n + 1 differs from that for n in the new pair's share alone.
+        let mut table = Indirection::new(self.pairs);
+        for target in 0..active {
+            table.add(Target(target));
+        }
+        self.table.store(Arc::new(table));
+        self.version.fetch_add(1, Ordering::Release);
+        if let Some(pins) = &self.pins {
+            for target in active..before {
+                pins.forget(Target(target));
+            }
+        }
+    }
+
+    /// Lets go of pins that nobody has used for seconds.
+    pub fn sweep(&self, now: Micros) {
+        if let Some(pins) = self.pins.as_ref().filter(|pins| !pins.is_empty()) {
+            pins.sweep(0..pins::SETS, now);
+        }
+    }
+
+    /// How things stand.
+    pub fn steered(&self) -> Steered {
+        let get = |from: &AtomicU64| from.load(Ordering::Relaxed);
+        let shares = self.table.load();
+        Steered {
+            buckets: shares.shares().map(|(_, buckets)| buckets).collect(),
+            pins: self.pins.as_ref().map_or(0, Pins::len),
+            refused: self.pins.as_ref().map_or(0, Pins::refused),
+            moves: Moves {
+                completed: get(&self.moved.completed),
+                idle: get(&self.moved.idle),
+                forced: get(&self.moved.forced),
+                waited: get(&self.moved.waited),
+            },
+        }
+    }
+}
+
+impl MoveCounters {
+    #[cold]
+    fn add(&self, before: Moves, now: Moves) {
+        let add = |to: &AtomicU64, n: u64| to.fetch_add(n, Ordering::Relaxed);
+        add(&self.completed, now.completed - before.completed);
+        add(&self.idle, now.idle - before.idle);
+        add(&self.forced, now.forced - before.forced);
+        add(&self.waited, now.waited - before.waited);
     }
 }
 
@@ -36,9 +151,176 @@ pub fn only(output: &Output, worker: usize) -> Option<u16> {
     }
 }
 
+/// What one worker knows of the steering of all ports.
+#[derive(Default)]
+pub struct Views {
+    /// By place. None where there is nothing to steer.
+    ports: Vec<Option<Box<PortView>>>,
+    /// Moves on, so that not always the same frame of a burst is learned from.
+    turn: usize,
+}
+
+/// What one worker knows of one port.
+struct PortView {
+    at: PortRef,
+    /// Of the table it follows.
+    version: u32,
+    targets: u16,
+    view: View,
+    /// Where the frames of the burst went.
+    selected: [Option<Selection>; BURST],
+    /// As they were counted last.
+    moves: Moves,
+}
+
+impl Views {
+    /// Makes room for the ports of a snapshot; steering does not allocate then.
+    pub fn adopt(&mut self, snapshot: &Snapshot) {
+        self.ports.resize_with(snapshot.places(), || None);
+        for (place, view) in self.ports.iter_mut().enumerate() {
+            let port = snapshot.port(super::PortIndex(place as u16));
+            let steered = port.and_then(|port| match &port.output {
+                Output::Guest(queues) if queues.pairs() > 1 => Some((port.at, queues)),
+                _ => None,
+            });
+            match steered {
+                None => *view = None,
+                Some((at, _)) if view.as_ref().is_some_and(|view| view.at == at) => {}
+                Some((at, queues)) => *view = Some(Box::new(PortView::new(at, queues))),
+            }
+        }
+    }
+
+    #[inline]
+    fn of(&mut self, port: &Port) -> Option<&mut PortView> {
+        let view = self.ports.get_mut(usize::from(port.at.index.0))?;
+        view.as_deref_mut().filter(|view| view.at == port.at)
+    }
+
+    /// The pair for frame `i` of the burst, with this head.
+    #[inline(never)]
+    pub fn select(
+        &mut self,
+        port: &Port,
+        queues: &GuestQueues,
+        frame: (usize, Vid, &[u8], usize),
+        now: Micros,
+    ) -> u16 {
+        let (i, vid, head, len) = frame;
+        let steering = queues.steering();
+        let Some(key) = flow_key(vid, head, len) else {
+            return 0;
+        };
+        let hash = steering.hasher.flow(&key);
+        let (Some(view), Some(pins)) = (self.of(port), &steering.pins) else {
+            let target = steering.table.load().select(hash.low());
+            return target.map_or(0, |target| target.0);
+        };
+        view.follow(steering);
+        let done = |target: Target, position: Position| queues.consumed(target.0, position.0);
+        let selected = view.view.select_pinned(hash, pins, now, done);
+        if let Some(slot) = view.selected.get_mut(i) {
+            *slot = selected;
+        }
+        selected.map_or(0, |selected| selected.target.0)
+    }
+
+    /// The frames of a list are with the guest, and `position` is behind them in their ring.
+    #[inline]
+    pub fn sent(&mut self, port: &Port, list: List<'_>, position: u16, now: Micros) {
+        let Some(view) = self.of(port) else { return };
+        for filed in list.iter() {
+            let selected = view.selected.get_mut(usize::from(filed.frame));
+            if let Some(selection) = selected.and_then(Option::take) {
+                view.view.sent(selection, Position(position), now);
+            }
+        }
+        let moves = view.view.moves();
+        if moves != view.moves {
+            if let Output::Guest(queues) = &port.output {
+                queues.steering().moved.add(view.moves, moves);
+            }
+            view.moves = moves;
+        }
+    }
+
+    /// A guest sent a burst of `count` frames on this pair: what it tells about its flows.
+    #[inline]
+    pub fn learn<'f>(
+        &mut self,
+        port: &Port,
+        pair: u16,
+        count: usize,
+        head: impl Fn(usize) -> Option<(&'f [u8], usize)>,
+        now: Micros,
+    ) {
+        let Output::Guest(queues) = &port.output else {
+            return;
+        };
+        if queues.active() < 2 || count == 0 {
+            return;
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let one = self.turn % count;
+        for i in (0..count).filter(|i| count <= FEW || *i == 0 || *i == one) {
+            if let Some((head, len)) = head(i) {
+                learn_one(port, queues.steering(), pair, head, len, now);
+            }
+        }
+    }
+}
+
+impl PortView {
+    fn new(at: PortRef, queues: &GuestQueues) -> Self {
+        let steering = queues.steering();
+        let version = steering.version.load(Ordering::Acquire);
+        let table = steering.table.load();
+        PortView {
+            at,
+            version,
+            targets: table.shares().len() as u16,
+            view: View::with_pins(&table),
+            selected: [None; BURST],
+            moves: Moves::default(),
+        }
+    }
+
+    /// Follows the newest table.
+    #[inline]
+    fn follow(&mut self, steering: &Steering) {
+        let version = steering.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.version = version;
+            self.follow_new(&steering.table.load());
+        }
+    }
+
+    #[cold]
+    fn follow_new(&mut self, table: &Indirection) {
+        let targets = table.shares().len() as u16;
+        // All tables of a port have the same number of buckets.
+        let _ = self.view.adopt(table);
+        for gone in targets..self.targets {
+            self.view.lost(Target(gone));
+        }
+        self.targets = targets;
+    }
+}
+
 #[inline(never)]
-fn select(queues: &GuestQueues, vid: Vid, head: &[u8], len: usize) -> u16 {
-    flow_key(vid, head, len).map_or(0, |key| queues.select(&key))
+fn learn_one(port: &Port, steering: &Steering, pair: u16, head: &[u8], len: usize, now: Micros) {
+    let vid = Ethernet::read(head).and_then(|eth| port.vlan.classify(eth.tci));
+    let (Some(vid), Some(pins)) = (vid, &steering.pins) else {
+        return;
+    };
+    let Some(key) = flow_key(vid, head, len) else {
+        return;
+    };
+    let hash: FlowHash = steering.hasher.flow(&key);
+    let says = steering.table.load().select(hash.low());
+    if let Some(says) = says {
+        pins.learn(hash, Target(pair), says, now);
+    }
 }
 
 /// What identifies the flow of a frame: addresses, and ports where every frame of the flow has them.

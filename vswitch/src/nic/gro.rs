@@ -13,7 +13,7 @@ use vswitch_packet::{Accepts, Fragment, HEAD_LEN, L3, L4, Sum, Tcp, parse};
 
 use crate::forward::BURST;
 use crate::forward::decide::Ethernet;
-use crate::forward::deliver::accepts;
+use crate::forward::output::accepts;
 use crate::forward::snapshot::{Output, Port, Snapshot};
 
 /// ECN field: congestion experienced (RFC 3168, section 5).

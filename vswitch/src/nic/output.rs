@@ -11,7 +11,7 @@ use vswitch_vhost::{Pieces, TxFrame};
 use super::request::{Request, request};
 use crate::forward::BURST;
 use crate::forward::counters::OutputDrop;
-use crate::forward::deliver::{Outcome, Outcomes};
+use crate::forward::output::{Outcome, Outcomes};
 use crate::forward::software::Finisher;
 
 /// What the device does, once it is asked: then software leaves everything to it.
@@ -100,34 +100,36 @@ impl NicOutput {
         }
     }
 
-    /// Sends a list of frames by one queue. `outcomes` has a place for each, filled with `NotConnected`.
+    /// Sends a list of frames by one queue, and tells what became of each, in order; false if there is no such queue, and
+    /// then nothing is told.
     pub fn send<'f>(
         &self,
         queue: u16,
         frames: impl Iterator<Item = (TxFrame<'f>, HeadEdit, Offload)>,
         finisher: &mut Finisher,
-        outcomes: &mut Outcomes,
-    ) {
-        let Some(place) = self.queues.get(usize::from(queue)) else {
-            return;
+        mut tell: impl FnMut(Outcome),
+    ) -> bool {
+        let mut place = match self.queues.get(usize::from(queue)) {
+            Some(place) => place.lock(),
+            None => return false,
         };
-        let mut place = place.lock();
         let Some(tx) = place.as_mut() else {
-            return;
+            return false;
         };
         tx.failed = [None; BURST];
+        let mut outcomes = Outcomes::new();
         for (i, (frame, edit, offload)) in frames.enumerate() {
             let sent = self.send_one(tx, i as u8, &frame, edit, &offload, finisher);
-            if let Some(outcome) = outcomes.get_mut(i) {
-                *outcome = sent;
-            }
+            let _ = outcomes.try_push(sent);
         }
         tx.flush();
-        for (outcome, failed) in outcomes.iter_mut().zip(&tx.failed) {
-            if let (Ok(_), Some(reason)) = (outcome.get(), failed) {
-                *outcome = Outcome::dropped(*reason);
-            }
+        for (outcome, failed) in outcomes.into_iter().zip(tx.failed) {
+            tell(match (outcome.get(), failed) {
+                (Ok(_), Some(reason)) => Outcome::dropped(reason),
+                _ => outcome,
+            });
         }
+        true
     }
 
     #[inline]

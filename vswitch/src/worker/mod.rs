@@ -28,12 +28,13 @@ pub mod vitals;
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, LazyLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustix::thread::CpuSet;
+use vswitch_flowtable::Micros;
 use vswitch_vhost::TxScratch;
 
 use crate::daemon::SessionId;
@@ -93,6 +94,13 @@ pub struct Shared {
     pub reports: Mailbox<Report>,
     /// What busy workers ring.
     pub bell: Bell,
+}
+
+/// The clock of flows and their pins: microseconds since some moment in this process's life.
+#[inline]
+pub fn micros(now: Instant) -> Micros {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    Micros(now.saturating_duration_since(*START).as_micros() as u64)
 }
 
 impl Shared {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 
 use super::idle::{Poller, TIMER};
+use super::micros;
 use super::vitals::QueueVitals;
 use crate::forward::counters::InputDrop;
 use crate::forward::deliver::{Context, Frames};
@@ -171,6 +172,8 @@ impl Queues {
                             snapshot,
                             ingress,
                             now,
+                            micros: micros(*clock),
+                            pair: Some(queue.key.queue),
                             discard,
                         },
                         &burst,
@@ -196,6 +199,8 @@ impl Queues {
                     snapshot,
                     ingress,
                     now,
+                    micros: micros(*clock),
+                    pair: None,
                     discard: None,
                 };
                 let takes = |head: &[u8]| crate::nic::receiver(snapshot, ingress, head);

@@ -14,6 +14,7 @@ use vswitch::forward::snapshot::{BridgeSpec, GuestQueues, PortSpec};
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BURST, BridgeIndex, Forwarder, Output, PortIndex, PortRef, Snapshot, Vid};
 use vswitch::mailbox::Mailbox;
+use vswitch_flowtable::Micros;
 use vswitch_packet::{Accepts, MacAddr};
 use vswitch_simguest::SimGuest;
 use vswitch_simguest::driver::RxOptions;
@@ -200,6 +201,8 @@ impl World {
                     snapshot: &self.snapshot,
                     ingress,
                     now: CoarseSecond(1),
+                    micros: Micros(1),
+                    pair: Some(0),
                     discard: None,
                 };
                 self.forwarder.forward(context, &Burst(burst));
