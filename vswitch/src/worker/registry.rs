@@ -485,6 +485,8 @@ impl Workers {
                 let mail = Arc::clone(&entry.mail);
                 let before = std::mem::replace(&mut entry.wanted, wanted);
                 entry.node = node::of_core(wanted.core);
+                let core = wanted.core;
+                tracing::info!(worker = index, core, mode = ?wanted.busy_poll, "worker changed");
                 if before.core != wanted.core {
                     send(&mail, Letter::Pin(wanted.core));
                 }
@@ -500,6 +502,11 @@ impl Workers {
             for index in list {
                 if let Some(entry) = table.workers.get_mut(*index).and_then(Option::as_mut) {
                     entry.standing = standing;
+                    let core = entry.wanted.core;
+                    match standing {
+                        Standing::Here => tracing::info!(worker = index, core, "worker added"),
+                        _ => tracing::info!(worker = index, core, "worker leaves"),
+                    }
                 }
             }
         }
