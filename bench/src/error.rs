@@ -62,6 +62,24 @@ pub enum Error {
     /// Frames came back in the wrong order, or are not those that were sent.
     #[error("what arrived is not what was sent: {late} frames late or twice, {alien} unknown, of {frames}", late = .0.late, alien = .0.alien, frames = .0.frames)]
     Content(Tally),
+    /// Frames did not go the way that was to be measured.
+    #[error(
+        "of {received} frames {switched} were let in, and {copies} copies made, or some addresses were not known"
+    )]
+    Astray {
+        /// Frames taken.
+        received: u64,
+        /// Those that went somewhere.
+        switched: u64,
+        /// To how many ports in all.
+        copies: u64,
+    },
+    /// A ring of the bench's own does not start.
+    #[error("self-driven rings: {0}")]
+    Ring(#[from] vswitch_vhost::StandaloneError),
+    /// Guest memory as the switch maps it.
+    #[error("self-driven rings: {0}")]
+    Mapping(#[from] vswitch_vhost::memory::MemoryError),
     /// Frames sent never came back to the sender.
     #[error("the contestant holds on to frames: they did not come back within {0} s")]
     Held(u64),

@@ -15,8 +15,10 @@
 //! in the raw samples, and not counted. What is reported are medians of slices of one cache class,
 //! and ratios to the peers of the same run.
 //!
-//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `memory`, `idle`) take turns in the same way;
-//! what is theirs alone stands at their files. `affinity` runs no switch: it measures the tables that flows are steered by.
+//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `memory`, `idle`), and those that run the
+//! switch's code in their own process (`cycles`, `scale`), take turns in the same way; what is theirs alone stands at
+//! their files. `affinity` runs no switch: it measures
+//! the tables that flows are steered by.
 //!
 //! # Where things are
 //!
@@ -25,6 +27,7 @@
 //! | [`experiment`] | what is measured; one file each |
 //! | [`contestant`] | who is measured: the switch, peers, the bare mover |
 //! | [`generator`] | the load: sends, receives, checks, counts; as fast as it goes or at a rate |
+//! | [`selfdriven`] | guests and the switch's own rings in one process, for what sockets and other CPUs would hide |
 //! | [`histogram`] | how often which latency was seen |
 //! | [`rounds`], [`sample`] | slices in turn, and when there are enough; what a slice gave |
 //! | [`probe`], [`interference`] | what the machine does meanwhile |
@@ -56,6 +59,7 @@ mod process;
 pub mod report;
 pub mod rounds;
 pub mod sample;
+pub mod selfdriven;
 pub mod stats;
 
 pub use error::{Error, Result};
@@ -76,7 +80,10 @@ pub fn run(options: &Options) -> Result<()> {
         What::Tcp => present(&experiment::tcp::run(options)?, options),
         What::Memory => present(&experiment::memory::run(options)?, options),
         What::Idle => present(&experiment::idle::run(options)?, options),
+        What::Cycles => present(&experiment::cycles::run(options)?, options),
+        What::Scale => present(&experiment::scale::run(options)?, options),
         What::Affinity => present(&experiment::affinity::run(options)?, options),
+        What::SteerSim => present(&experiment::steer_sim::run(options)?, options),
     }
 }
 
@@ -88,7 +95,7 @@ fn present(report: &impl report::Findings, options: &Options) -> Result<()> {
         println!("raw samples: {}", path.display());
     }
     if let Some(path) = &options.svg {
-        report.chart().write(path)?;
+        report.plot(path)?;
         println!("plot: {}", path.display());
     }
     Ok(())

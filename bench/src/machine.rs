@@ -82,6 +82,12 @@ impl Notes {
     }
 }
 
+/// Whether the CPUs have what the kernel calls by this flag.
+pub fn cpu_has(flag: &str) -> bool {
+    let cpuinfo = read("/proc/cpuinfo");
+    field(&cpuinfo, "flags").is_some_and(|flags| flags.split(' ').any(|f| f == flag))
+}
+
 /// Free hugepages of the default size.
 pub fn free_hugepages() -> u64 {
     field(&read("/proc/meminfo"), "HugePages_Free")

@@ -37,7 +37,7 @@ pub struct Options {
     )]
     pub peers: Vec<Peer>,
     /// Only these cases, separated by commas: frame sizes (64B, 1500B, ...) and, where an experiment has
-    /// them, imix, flows, macs, directions, touch, packed [default: all].
+    /// them, imix, flows, macs, directions, touch, packed, disjoint, all [default: all].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cases: Vec<String>,
     /// How long `ndr` offers 90 % of the rate without loss, in seconds [default: 10; with --quick: 2].
@@ -82,8 +82,14 @@ pub enum What {
     Memory,
     /// Processor time of the switch while its guests are silent.
     Idle,
+    /// Cycles that the switch takes for a frame, step by step, on one thread with its guests.
+    Cycles,
+    /// Two workers against one: guests in pairs, and all to all.
+    Scale,
     /// Flows that change their target: latency, order and cost of steering beside modulo and a table of flows.
     Affinity,
+    /// Rebalancing and scaling of up to 64 workers, simulated: load, delay, workers awake against a static table and RSS++.
+    SteerSim,
 }
 
 /// Who the switch is measured against.
@@ -153,7 +159,18 @@ mod tests {
         let names = list();
         let names = names.lines().filter_map(|line| line.split(' ').next());
         assert!(names.eq([
-            "vvp", "pvp", "mover", "ndr", "latency", "tcp", "memory", "idle", "affinity"
+            "vvp",
+            "pvp",
+            "mover",
+            "ndr",
+            "latency",
+            "tcp",
+            "memory",
+            "idle",
+            "cycles",
+            "scale",
+            "affinity",
+            "steer-sim"
         ]));
     }
 

@@ -6,6 +6,7 @@ use crate::generator::{Counted, Paced};
 use crate::histogram::Histogram;
 use crate::interference::Interference;
 use crate::probe::Class;
+use crate::selfdriven::{Shares, Spent};
 
 /// What one contestant gave in one round of one case.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +53,10 @@ pub enum Detail {
         /// Round trip times in the order they were taken, microseconds.
         ping_us: Vec<f64>,
     },
+    /// Cycles of self-driven rings on one thread.
+    Cycles(Spent),
+    /// What workers with self-driven rings did.
+    Workers(Shares),
     /// A search for a rate, with all its trials.
     Search(Vec<Trial>),
 }

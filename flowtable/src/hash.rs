@@ -1,15 +1,15 @@
 //! The keyed, symmetric flow hash.
 //!
 //! The two ends of a flow are put in an order that does not depend on the direction, so a frame and its answer hash alike.
-//! What follows is two stages of universal hashing and a mixer, fifteen multiplications at most, none waiting for more
-//! than three others:
+//! What follows is two stages of universal hashing and a mixer, about ten multiplications at most:
 //!
 //! 1. NH, of UMAC (RFC 4418, section 5.2): 64-bit words plus key words, multiplied in pairs, summed modulo 2^128. Two
 //!    different flows collide for at most one key in 2^64.
-//! 2. A multilinear hash of its four 32-bit quarters, the upper half of a 64-bit sum: strongly universal. Done twice with
-//!    independent keys, it gives 64 bits.
-//! 3. A fixed bijection of each 32 bits, which changes neither bound and breaks up the regular spacing that the sums give
-//!    to consecutive ports and addresses.
+//! 2. A multilinear hash of its two 64-bit halves, the upper half of a 128-bit sum: strongly universal, and so is every part
+//!    of it (Dietzfelbinger, "Universal hashing and k-wise independent random variables via integer arithmetic without
+//!    primes").
+//! 3. A fixed bijection of the lower 32 bits, which changes neither bound and breaks up the regular spacing that the sums
+//!    give to consecutive ports and addresses.
 //!
 //! 32 bits choose a bucket. All 64 tell flows apart: among a million flows alive two share a [`FlowHash`] with a chance of
 //! 2^-24, so what is remembered of a single flow is found by it and the key need not be stored and compared.
@@ -114,16 +114,9 @@ impl FlowHash {
 pub struct FlowHasher {
     /// First stage: a word for each of the input's.
     words: [u64; 6],
-    /// Second stage, once for each half of the result.
-    low: Multilinear,
-    high: Multilinear,
-}
-
-/// A factor for each 32-bit quarter, and what is added.
-#[derive(Clone, Copy)]
-struct Multilinear {
-    quarters: [u64; 4],
-    offset: u64,
+    /// Second stage: a factor for each half, and what is added.
+    halves: [u128; 2],
+    offset: u128,
 }
 
 impl FlowHasher {
@@ -132,14 +125,11 @@ impl FlowHasher {
     pub fn new(key: [u8; 16]) -> Self {
         let sip = SipHasher13::new_with_key(&key);
         let word = |number: usize| sip.hash(&number.to_le_bytes());
-        let multilinear = |first: usize| Multilinear {
-            quarters: std::array::from_fn(|i| word(first + i)),
-            offset: word(first + 4),
-        };
+        let wide = |number| u128::from(word(number)) << 64 | u128::from(word(number + 1));
         Self {
             words: std::array::from_fn(word),
-            low: multilinear(6),
-            high: multilinear(11),
+            halves: [wide(6), wide(8)],
+            offset: wide(10),
         }
     }
 
@@ -147,16 +137,15 @@ impl FlowHasher {
     #[inline]
     #[must_use]
     pub fn hash(&self, key: &FlowKey) -> u32 {
-        mix(self.low.shorten(self.first(key)))
+        self.flow(key).low()
     }
 
-    /// The hash of a flow that stands for it; equal for both directions. Four multiplications more.
+    /// The hash of a flow that stands for it; equal for both directions.
     #[inline]
     #[must_use]
     pub fn flow(&self, key: &FlowKey) -> FlowHash {
-        let sum = self.first(key);
-        let (low, high) = (mix(self.low.shorten(sum)), mix(self.high.shorten(sum)));
-        FlowHash(u64::from(high) << 32 | u64::from(low))
+        let hash = self.shorten(self.first(key));
+        FlowHash(hash & !0xffff_ffff | u64::from(mix(hash as u32)))
     }
 
     /// The first stage, of both ends in an order that does not depend on the direction.
@@ -202,21 +191,17 @@ impl FlowHasher {
             sum.wrapping_add(u128::from(left) * u128::from(right))
         })
     }
-}
 
-impl Multilinear {
     /// The second stage.
     #[inline]
-    const fn shorten(&self, sum: u128) -> u32 {
-        let [k0, k1, k2, k3] = self.quarters;
-        let (low, high) = (sum as u64, (sum >> 64) as u64);
+    const fn shorten(&self, sum: u128) -> u64 {
+        let [k0, k1] = self.halves;
+        let (low, high) = (sum as u64 as u128, sum >> 64);
         let total = self
             .offset
-            .wrapping_add(k0.wrapping_mul(low & 0xffff_ffff))
-            .wrapping_add(k1.wrapping_mul(low >> 32))
-            .wrapping_add(k2.wrapping_mul(high & 0xffff_ffff))
-            .wrapping_add(k3.wrapping_mul(high >> 32));
-        (total >> 32) as u32
+            .wrapping_add(k0.wrapping_mul(low))
+            .wrapping_add(k1.wrapping_mul(high));
+        (total >> 64) as u64
     }
 }
 

@@ -43,6 +43,6 @@ mod testing;
 pub use memory::{Piece, Pieces};
 pub use ring::{
     ChainError, Delivery, PLAIN_HEAD_LEN, QueueIndex, QueuePair, RingError, RxBurst, RxError,
-    RxFeatures, RxRing, Sink, TxBurst, TxFrame, TxRing, TxScratch,
+    RxFeatures, RxRing, Sink, Standalone, StandaloneError, TxBurst, TxFrame, TxRing, TxScratch,
 };
 pub use session::{Rings, SessionConfig, SessionEnd, SessionEvent, serve};

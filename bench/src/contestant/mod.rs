@@ -90,6 +90,16 @@ pub enum Rings {
     Packed,
 }
 
+impl Rings {
+    /// What guests with such rings negotiate.
+    pub fn features(self) -> u64 {
+        match self {
+            Rings::Split => FEATURES,
+            Rings::Packed => FEATURES | RING_PACKED,
+        }
+    }
+}
+
 /// Longest frame that everybody takes without being asked to, bytes.
 pub const PLAIN: usize = 1518;
 /// Largest packet in a jumbo frame, bytes.
@@ -114,10 +124,7 @@ struct Guests {
 impl Setup {
     /// What the guests negotiate.
     fn features(&self) -> u64 {
-        match self.rings {
-            Rings::Split => FEATURES,
-            Rings::Packed => FEATURES | RING_PACKED,
-        }
+        self.rings.features()
     }
 }
 
@@ -176,7 +183,7 @@ fn options(builder: Builder) -> Builder {
 
 /// Guest memory, for all contestants alike: on huge pages if there are enough for all of them and for what peers take
 /// themselves, which is decided once.
-fn guest_layout() -> Layout {
+pub(crate) fn guest_layout() -> Layout {
     static HUGE: OnceLock<bool> = OnceLock::new();
     let layout = Layout::single(GUEST_MEMORY);
     if *HUGE.get_or_init(|| machine::free_hugepages() >= ENOUGH) {
@@ -195,7 +202,7 @@ pub fn guest_pages() -> &'static str {
     }
 }
 
-fn queue_options() -> (TxOptions, RxOptions) {
+pub(crate) fn queue_options() -> (TxOptions, RxOptions) {
     let tx = TxOptions {
         size: RING_SIZE,
         // Room for the longest frame and the header before it.

@@ -17,6 +17,7 @@ use plan::{Plan, by_setup};
 use session::{Field, Heading, Session};
 
 pub mod affinity;
+pub mod cycles;
 mod hosts;
 pub mod idle;
 pub mod latency;
@@ -25,7 +26,9 @@ pub mod mover;
 pub mod ndr;
 mod plan;
 pub mod pvp;
+pub mod scale;
 mod session;
+pub mod steer_sim;
 pub mod tcp;
 pub mod vvp;
 
@@ -101,22 +104,34 @@ fn slice<T>(
     limits: Option<Limits>,
     work: impl FnOnce(&mut Wire, &mut Watcher) -> Result<T>,
 ) -> Result<(T, Conditions)> {
+    watched(placement, limits, |watcher| {
+        let _pinned = Pinned::to(placement.generator)?;
+        contestant.resume()?;
+        watcher.tasks = contestant.tasks();
+        watcher.tasks.push(this_thread());
+        let result = work(contestant.wire(), watcher);
+        let value = result.map_err(|error| contestant.explain(error))?;
+        contestant.stop()?;
+        Ok(value)
+    })
+}
+
+/// Does `work` between two probes. It tells the watcher of its windows, and before of the threads that have to be
+/// watched.
+fn watched<T>(
+    placement: Placement,
+    limits: Option<Limits>,
+    work: impl FnOnce(&mut Watcher) -> Result<T>,
+) -> Result<(T, Conditions)> {
     let before = probe::bounce(placement)?;
-    let pinned = Pinned::to(placement.generator)?;
-    contestant.resume()?;
-    let mut tasks = contestant.tasks();
-    tasks.push(this_thread());
     let mut watcher = Watcher {
         placement,
-        tasks,
+        tasks: Vec::new(),
         open: None,
         last: Default::default(),
         total: Default::default(),
     };
-    let result = work(contestant.wire(), &mut watcher);
-    let value = result.map_err(|error| contestant.explain(error))?;
-    contestant.stop()?;
-    drop(pinned);
+    let value = work(&mut watcher)?;
     let after = probe::bounce(placement)?;
 
     let (interference, window) = watcher.total;

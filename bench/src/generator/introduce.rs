@@ -67,7 +67,7 @@ fn show(tx: &mut TxQueue, rx: &mut RxQueue, own: [u8; 6], peer: [u8; 6], count: 
 }
 
 /// The address `number` places after `first`.
-fn nth(mut first: [u8; 6], number: u16) -> [u8; 6] {
+pub(crate) fn nth(mut first: [u8; 6], number: u16) -> [u8; 6] {
     let low = u16::from_be_bytes([first[4], first[5]]).wrapping_add(number);
     first[4..].copy_from_slice(&low.to_be_bytes());
     first

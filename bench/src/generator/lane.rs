@@ -9,21 +9,21 @@ use super::{Load, MAC_A, MAC_B, QUIET, RETURN, Wire};
 use crate::{Error, Result};
 
 /// Frames put into or taken out of a ring at once.
-pub(super) const SEND: u16 = 64;
-pub(super) const RECEIVE: u16 = 64;
+pub(crate) const SEND: u16 = 64;
+pub(crate) const RECEIVE: u16 = 64;
 /// Turns between two looks at the clock.
 const CHUNK: u32 = 16;
 
 /// From one guest to the other.
-pub(super) struct Lane<'a> {
-    pub(super) generator: Generator,
-    pub(super) meter: Meter,
-    pub(super) tx: &'a mut TxQueue,
-    pub(super) rx: &'a mut RxQueue,
+pub(crate) struct Lane<'a> {
+    pub(crate) generator: Generator,
+    pub(crate) meter: Meter,
+    pub(crate) tx: &'a mut TxQueue,
+    pub(crate) rx: &'a mut RxQueue,
 }
 
 /// The directions that a load has.
-pub(super) fn lanes<'a>(wire: &'a mut Wire, load: &Load, timed: bool) -> Result<Vec<Lane<'a>>> {
+pub(crate) fn lanes<'a>(wire: &'a mut Wire, load: &Load, timed: bool) -> Result<Vec<Lane<'a>>> {
     let Wire { a, b, .. } = wire;
     let mut lanes = Vec::with_capacity(2);
     let mut add = |dst, src, tx: &'a mut TxQueue, rx: &'a mut RxQueue| -> Result<()> {
@@ -46,12 +46,12 @@ pub(super) fn lanes<'a>(wire: &'a mut Wire, load: &Load, timed: bool) -> Result<
 
 impl Lane<'_> {
     /// What has arrived.
-    pub(super) fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         self.meter.tally()
     }
 
     /// What has arrived in all directions.
-    pub(super) fn total(lanes: &[Self]) -> Tally {
+    pub(crate) fn total(lanes: &[Self]) -> Tally {
         let mut total = Tally::default();
         lanes.iter().for_each(|lane| total.add(lane.tally()));
         total
@@ -59,13 +59,13 @@ impl Lane<'_> {
 }
 
 /// Takes what is there; returns how much it was.
-pub(super) fn receive(lane: &mut Lane<'_>) -> Result<u16> {
+pub(crate) fn receive(lane: &mut Lane<'_>) -> Result<u16> {
     Ok(lane.meter.burst(lane.rx, RECEIVE)?)
 }
 
 /// Some turns; returns in how many of them there was nothing to do.
 #[inline]
-pub(super) fn chunk(lanes: &mut [Lane<'_>]) -> Result<u32> {
+pub(crate) fn chunk(lanes: &mut [Lane<'_>]) -> Result<u32> {
     let mut idle = 0;
     for _ in 0..CHUNK {
         let mut moved = 0;
@@ -83,7 +83,7 @@ pub(super) fn chunk(lanes: &mut [Lane<'_>]) -> Result<u32> {
 }
 
 /// Turns for a time; returns how long it was, and in what part of them there was nothing to do.
-pub(super) fn run_for(time_ms: u64, lanes: &mut [Lane<'_>]) -> Result<(Duration, f64)> {
+pub(crate) fn run_for(time_ms: u64, lanes: &mut [Lane<'_>]) -> Result<(Duration, f64)> {
     let (start, time) = (Instant::now(), Duration::from_millis(time_ms));
     let (mut idle, mut turns) = (0u64, 0u64);
     loop {
@@ -98,7 +98,7 @@ pub(super) fn run_for(time_ms: u64, lanes: &mut [Lane<'_>]) -> Result<(Duration,
 
 /// Receives with `receive` until all that was sent has come back to its sender, and either has arrived
 /// or nothing more comes.
-pub(super) fn wind_down(
+pub(crate) fn wind_down(
     lanes: &mut [Lane<'_>],
     mut receive: impl FnMut(&mut Lane<'_>) -> Result<u16>,
 ) -> Result<()> {
@@ -124,7 +124,7 @@ pub(super) fn wind_down(
 }
 
 /// Whether what arrived is what was sent.
-pub(super) fn checked(tally: &Tally) -> Result<()> {
+pub(crate) fn checked(tally: &Tally) -> Result<()> {
     if tally.late + tally.alien > 0 {
         return Err(Error::Content(*tally));
     }
@@ -132,7 +132,7 @@ pub(super) fn checked(tally: &Tally) -> Result<()> {
 }
 
 /// Throws away what is left of whatever was before.
-pub(super) fn settle(wire: &mut Wire) -> Result<()> {
+pub(crate) fn settle(wire: &mut Wire) -> Result<()> {
     let (mut last, until) = (Instant::now(), Instant::now() + RETURN);
     while last.elapsed() < QUIET {
         wire.a.tx.reclaim()?;

@@ -24,12 +24,13 @@ use crate::{Error, Result};
 use lane::{Lane, checked, lanes, run_for, settle, wind_down};
 
 pub use alone::Costs;
+pub(crate) use introduce::nth;
 pub use paced::Paced;
 
 mod alone;
 mod closed;
 mod introduce;
-mod lane;
+pub(crate) mod lane;
 mod paced;
 
 /// First address of guest A; more of its addresses count up the last two bytes.

@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use crate::stats::Summary;
 use crate::{Error, Result};
 
-const COLOURS: [RGBColor; 6] = [
+pub(super) const COLOURS: [RGBColor; 6] = [
     RGBColor(31, 95, 168),
     RGBColor(230, 138, 46),
     RGBColor(120, 120, 120),

@@ -17,6 +17,7 @@ pub use results::{ClassResult, Figure, Measure, Row, sum_up};
 
 pub mod chart;
 pub mod head;
+pub mod lines;
 pub mod plot;
 mod results;
 pub mod table;
@@ -100,6 +101,10 @@ pub trait Findings: Serialize {
     fn text(&self) -> String;
     /// The plot.
     fn chart(&self) -> chart::Chart;
+    /// Writes the plot to an SVG file, the chart unless there is more to show.
+    fn plot(&self, path: &Path) -> Result<()> {
+        self.chart().write(path)
+    }
 }
 
 impl Findings for Report {

@@ -21,6 +21,7 @@
 //! | `core` | what both directions share: where the ring stands, calls and kicks, a ring that broke |
 //! | `tx`, `rx` | the two directions |
 //! | `queue` | the two directions, over whichever layout was negotiated |
+//! | `standalone` | rings that no session stands behind, for benches |
 //!
 //! **Buffers go back in the order in which they came**, so where a ring stands is one number, the guest's used index is
 //! always it, and a ring resumes from what the guest's memory says: after a restart of the switch too. A packed ring has no
@@ -53,6 +54,7 @@ mod packed;
 mod queue;
 mod rx;
 mod split;
+mod standalone;
 mod tx;
 
 use std::fmt;
@@ -60,6 +62,7 @@ use std::fmt;
 pub use self::queue::{Delivery, RxBurst, RxRing, Sink, TxRing};
 pub use self::rx::{MAX_CHAINS, RxError, RxFeatures};
 pub use self::split::PartError;
+pub use self::standalone::{Standalone, StandaloneError};
 pub use self::tx::{PLAIN_HEAD_LEN, TxBurst, TxFrame, TxScratch};
 
 pub(crate) use self::core::{Setup, Trouble};

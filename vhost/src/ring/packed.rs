@@ -309,9 +309,8 @@ impl Layout for PackedRing {
         match u16::from_le(flags) {
             EVENT_DESC if self.event_idx => {
                 let event = Self::event_field(&self.driver, 0).load(Ordering::Relaxed);
-                let now = self.place(at);
-                let behind = now.since(Place::from_bits(u16::from_le(event)), self.size);
-                GuestAsks::Event(published.wrapping_sub(behind))
+                let next = self.place(at).bits();
+                GuestAsks::packed(u16::from_le(event), next, self.size, published)
             }
             flags => GuestAsks::Flags {
                 suppressed: flags == EVENT_DISABLE,

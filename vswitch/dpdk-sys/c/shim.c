@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include <rte_thash.h>
+
 #define FIELD_IS(field, bytes) \
 	_Static_assert(sizeof(((struct rte_mbuf *)0)->field) == (bytes), \
 		       "struct rte_mbuf: the width of " #field " changed")
@@ -112,4 +114,13 @@ int dpdk_mac_get(uint16_t port, uint8_t mac[6])
 	if (err == 0)
 		memcpy(mac, raw.addr_bytes, 6);
 	return err;
+}
+
+uint32_t dpdk_softrss(const uint32_t *words, uint32_t n, const uint8_t key[40])
+{
+	/* Not written to, though not declared so; the key is read in words. */
+	uint32_t aligned[10];
+
+	memcpy(aligned, key, sizeof(aligned));
+	return rte_softrss((uint32_t *)(uintptr_t)words, n, (const uint8_t *)aligned);
 }

@@ -122,6 +122,9 @@ int dpdk_mbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, unsi
 /* Frees a whole chain. */
 void dpdk_mbuf_free(struct rte_mbuf *mbuf);
 
+/* Toeplitz hash of `n` words, each as a number, under a key of 40 bytes. For tests of our own. */
+uint32_t dpdk_softrss(const uint32_t *words, uint32_t n, const uint8_t key[40]);
+
 int dpdk_link_get(uint16_t port, struct dpdk_link *link);
 int dpdk_mac_get(uint16_t port, uint8_t mac[6]);
 

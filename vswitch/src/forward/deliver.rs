@@ -81,6 +81,12 @@ impl Forwarder {
         }
     }
 
+    /// Which worker's it is.
+    #[inline]
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
     /// Makes room for a snapshot's outputs; called when a new one is picked up, so that `forward` never allocates.
     pub fn adopt(&mut self, snapshot: &Snapshot) {
         self.groups.reserve(snapshot.outputs());
@@ -89,8 +95,20 @@ impl Forwarder {
     }
 
     /// Forwards one burst. When it returns every frame is in the receivers' buffers or counted as dropped.
-    #[inline(never)]
+    #[inline(always)]
     pub fn forward<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
+        self.forward_in_steps(ctx, frames, || ());
+    }
+
+    /// The same, calling `decided` when it is settled where each frame goes, and none has gone. Nothing is left of a
+    /// closure that does nothing.
+    #[inline(never)]
+    pub fn forward_in_steps<F: Frames>(
+        &mut self,
+        ctx: Context<'_>,
+        frames: &F,
+        decided: impl FnOnce(),
+    ) {
         let Some(counters) = ctx.ingress.counters.get(self.worker) else {
             return;
         };
@@ -119,6 +137,7 @@ impl Forwarder {
         counters.received_bytes.add(bytes);
         counters.switched.add(switched);
         counters.copies.add(copies);
+        decided();
         while let Some((output, group)) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
                 let list = self.groups.list(output, group);

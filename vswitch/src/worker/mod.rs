@@ -46,7 +46,7 @@ use bell::{Bell, Ears};
 pub use idle::BusyPoll;
 use idle::{Idle, Poller};
 use queues::Queues;
-pub use queues::{Input, QueueKey};
+pub use queues::{Input, QueueKey, Steps, serve};
 pub use registry::Workers;
 use vitals::{QueueVitals, Vitals};
 
@@ -154,7 +154,7 @@ impl Worker {
             shared: Arc::clone(shared),
             forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
             scratch: TxScratch::new(),
-            queues: Queues::new(index, Poller::new(mail)?),
+            queues: Queues::new(Poller::new(mail)?),
             idle: Idle::new(busy_poll),
             mail: Arc::clone(mail),
             vitals: Arc::clone(vitals),

@@ -80,9 +80,51 @@ impl Frames for TxBurst<'_> {
     }
 }
 
+/// Told of the steps of a burst as they are done. `()` does not listen, and then nothing is left of the telling.
+pub trait Steps {
+    /// The burst is taken out of the ring.
+    fn taken(&mut self) {}
+    /// It is settled where each frame goes.
+    fn decided(&mut self) {}
+    /// All frames are in their receivers' buffers, or counted as dropped.
+    fn delivered(&mut self) {}
+    /// The sender has its buffers back, and was called if it wanted to be.
+    fn completed(&mut self) {}
+}
+
+impl Steps for () {}
+
+/// One burst of a guest's queue, from its ring to where its frames go; says how many chains that were.
+#[inline(always)]
+pub fn serve(
+    ring: &mut TxRing,
+    context: Context<'_>,
+    forwarder: &mut Forwarder,
+    scratch: &mut TxScratch,
+    steps: &mut impl Steps,
+) -> usize {
+    let taken = match ring.take(scratch, BURST) {
+        Ok(burst) if !burst.is_empty() => {
+            steps.taken();
+            forwarder.forward_in_steps(context, &burst, || steps.decided());
+            steps.delivered();
+            burst.len()
+        }
+        // A ring that contradicts itself has told its session, which will take it away.
+        Ok(_) | Err(_) => return 0,
+    };
+    if ring.complete()
+        && ring.signal().unwrap_or(false)
+        && let Some(counters) = context.ingress.counters.get(forwarder.worker())
+    {
+        counters.tx_calls.add(1);
+    }
+    steps.completed();
+    taken
+}
+
 /// See the module's page.
 pub(super) struct Queues {
-    worker: usize,
     guests: Vec<Owned<TxRing>>,
     #[cfg(feature = "dpdk")]
     nics: Vec<Owned<crate::nic::NicInput>>,
@@ -91,9 +133,8 @@ pub(super) struct Queues {
 
 impl Queues {
     /// No queues yet.
-    pub(super) fn new(worker: usize, poller: Poller) -> Self {
+    pub(super) fn new(poller: Poller) -> Self {
         Queues {
-            worker,
             guests: Vec::new(),
             #[cfg(feature = "dpdk")]
             nics: Vec::new(),
@@ -165,31 +206,15 @@ impl Queues {
             };
             let ring = &mut queue.queue;
             let discard = (!ring.enabled()).then_some(InputDrop::QueueDisabled);
-            let frames = match ring.take(scratch, BURST) {
-                Ok(burst) if !burst.is_empty() => {
-                    forwarder.forward(
-                        Context {
-                            snapshot,
-                            ingress,
-                            now,
-                            micros: micros(*clock),
-                            pair: Some(queue.key.queue),
-                            discard,
-                        },
-                        &burst,
-                    );
-                    burst.len()
-                }
-                // A ring that contradicts itself has told its session, which will take it away.
-                Ok(_) | Err(_) => 0,
+            let context = Context {
+                snapshot,
+                ingress,
+                now,
+                micros: micros(*clock),
+                pair: Some(queue.key.queue),
+                discard,
             };
-            if frames > 0
-                && ring.complete()
-                && ring.signal().unwrap_or(false)
-                && let Some(counters) = ingress.counters.get(self.worker)
-            {
-                counters.tx_calls.add(1);
-            }
+            let frames = serve(ring, context, forwarder, scratch, &mut ());
             worked |= queue.polled(frames, clock);
         }
         #[cfg(feature = "dpdk")]

@@ -149,9 +149,7 @@ pub(super) fn measure(flows: u32, samples: u32, seed: u64) -> Costs {
     let mut at: Vec<Target> = (0..flows).map(|flow| four.settled(hash(flow))).collect();
     // In any order, as flows come: slots beside each other belong to flows that have nothing to do with each other.
     let mut order: Vec<u32> = (0..flows).collect();
-    (1..order.len()).rev().for_each(|last| {
-        order.swap(last, random.below(last as u32 + 1) as usize);
-    });
+    shuffle(&mut order, &mut random);
     for (number, flow) in order.iter().enumerate() {
         let store = &mut stores[usize::from(at[*flow as usize].0)];
         let time = timed(|| {
@@ -169,7 +167,9 @@ pub(super) fn measure(flows: u32, samples: u32, seed: u64) -> Costs {
         let time = timed(|| store.touch(flow));
         costs.count(time, |costs| &mut costs.hit);
     }
-    // Whoever a packet comes for goes where five targets have it. Each flow once.
+    // Whoever a packet comes for goes where five targets have it. Each flow once, and in another order than they came in:
+    // memory that is walked through from end to end is fetched ahead.
+    shuffle(&mut order, &mut random);
     for flow in order.iter().copied() {
         let (from, to) = (at[flow as usize], five.settled(hash(flow)));
         if from == to {
@@ -199,6 +199,13 @@ impl Costs {
             let net = ns.saturating_sub(self.clock_ns);
             samples(self).push(net as u32);
         }
+    }
+}
+
+/// Any order (Fisher and Yates).
+fn shuffle(order: &mut [u32], random: &mut Random) {
+    for last in (1..order.len()).rev() {
+        order.swap(last, random.below(last as u32 + 1) as usize);
     }
 }
 

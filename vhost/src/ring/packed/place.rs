@@ -48,14 +48,6 @@ impl Place {
         }
     }
 
-    /// How many slots an event lies behind, modulo 65,536: one in the same lap at a slot further on is yet to come, one in
-    /// the other lap is taken for one of the lap before.
-    #[inline]
-    pub(super) fn since(self, event: Self, size: u16) -> u16 {
-        let lap = if event.wrap == self.wrap { 0 } else { size };
-        self.slot.wrapping_add(lap).wrapping_sub(event.slot)
-    }
-
     /// The lap flags of a descriptor on offer here.
     #[inline]
     pub(super) fn available(self) -> u16 {
