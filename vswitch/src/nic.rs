@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use vswitch_api::config::{self, AdminLink};
 use vswitch_api::rpc;
 use vswitch_dpdk::{Capabilities, Device, DeviceArg, PortConfig, RxQueue};
+use vswitch_flowtable::balance::Node;
 
 use self::dpdk::PoolUse;
 use crate::forward::PortRef;
@@ -115,9 +116,12 @@ impl NicPort {
 
     /// Gives the receive queues to workers.
     pub fn start(&mut self, at: PortRef, workers: &Workers) {
+        let node = self.port.capabilities().node;
+        let node = node.and_then(|n| u8::try_from(n).ok()).map(Node);
         for (queue, rx) in (0..).zip(self.waiting.drain(..)) {
             let input = NicInput::new(rx, Arc::clone(&self.bad_checksums));
-            workers.attach(QueueKey { port: at, queue }, Input::Nic(Box::new(input)));
+            let key = QueueKey { port: at, queue };
+            workers.attach(key, Input::Nic(Box::new(input)), node);
         }
     }
 

@@ -8,7 +8,7 @@ use vswitch_api::rpc::{
 
 use super::cli::{QueueName, WorkerWish};
 use super::show::{busy_poll, or_dash};
-use super::text::{Paint, Table, counted, duration, grouped, scaled};
+use super::text::{Paint, Table, counted, duration, grouped};
 
 /// The workers in detail.
 pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
@@ -96,7 +96,7 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
                 String::new()
             },
             grouped(queue.frames),
-            format!("{}s", scaled(queue.busy_ns as f64 / 1e9)),
+            format!("{:.1} s", queue.busy_ns as f64 / 1e9),
         ]);
     }
     out + "\n" + &table.render(paint)

@@ -123,7 +123,7 @@ impl Rings for Link {
     fn attach_tx(&mut self, pair: QueuePair, ring: TxRing) {
         let size = ring.size();
         let input = Input::Guest(Box::new(ring));
-        let worker = self.workers.attach(self.key(pair), input);
+        let worker = self.workers.attach(self.key(pair), input, None);
         self.with_pair(pair, |p| {
             p.taken = worker.is_some();
             p.tx_size = size;

@@ -12,7 +12,7 @@ use super::switch::Switch;
 use crate::forward::PortRef;
 use crate::worker::registry::{MoveError, Seen};
 use crate::worker::steward::trace::{Decision, What};
-use crate::worker::{BusyPoll, QueueKey, node};
+use crate::worker::{BusyPoll, QueueKey};
 
 /// What a worker does when idle, as the configuration says it.
 pub(super) fn busy_poll(mode: BusyPoll) -> config::BusyPoll {
@@ -53,7 +53,7 @@ fn detail(switch: &Switch, worker: &Seen) -> WorkerDetail {
     WorkerDetail {
         index: worker.index as u16,
         core: worker.wanted.core,
-        node: node::of_core(worker.wanted.core).0,
+        node: worker.node.0,
         busy_poll: busy_poll(worker.wanted.busy_poll),
         state: match (pulse.parked, pulse.asleep) {
             (true, _) => WorkerState::Parked,

@@ -216,9 +216,12 @@ impl Forwarder {
         head: &[u8],
         (len, packet_len): (u32, usize),
     ) -> Result<u64, InputDrop> {
-        let key = HeadKey::of(head).ok_or(InputDrop::Runt)?;
+        // None of a head that is but an Ethernet header: it goes the long way.
+        let key = HeadKey::of(head);
         let from = ctx.ingress.at.index;
-        if let Some(route) = self.ways.find(key, from, self.epoch) {
+        if let Some(key) = key
+            && let Some(route) = self.ways.find(key, from, self.epoch)
+        {
             let longest = key.header_len() as u32 + bridge.mtu;
             if packet_len > longest as usize {
                 return Err(InputDrop::OverMtu);
@@ -230,25 +233,30 @@ impl Forwarder {
         let verdict = decide(ctx.snapshot, bridge, ctx.ingress, head, packet_len, ctx.now)?;
         if verdict.learn {
             self.learn(ctx, verdict.vid, head);
-        } else if let Some(route) = self.route(ctx, verdict) {
+        } else if let (Some(key), Some((route, lasting))) = (key, self.route(ctx, verdict)) {
             self.memo.keep(key, verdict.longest, route);
-            self.ways.keep(key, from, self.epoch, route);
+            if lasting {
+                self.ways.keep(key, from, self.epoch, route);
+            }
         }
         self.file(ctx, bridge, verdict, i, head, len)
     }
 
-    /// The way of all frames of a verdict, if they have only one.
+    /// The way of all frames of a verdict, if they have only one, and whether that lasts longer than a burst: a guest takes
+    /// queues into use without a new snapshot.
     #[inline]
-    fn route(&self, ctx: Context<'_>, verdict: Verdict) -> Option<Route> {
+    fn route(&self, ctx: Context<'_>, verdict: Verdict) -> Option<(Route, bool)> {
         let Destination::Port(index) = verdict.to else {
             return None;
         };
         let port = ctx.snapshot.port(index)?;
         let queue = steer::only(&port.output, self.worker)?;
-        Some(Route {
+        let route = Route {
             output: port.first_output.queue(queue),
             edit: port.vlan.edit(verdict.vid, verdict.tci),
-        })
+        };
+        let lasting = !matches!(&port.output, Output::Guest(queues) if queues.pairs() > 1);
+        Some((route, lasting))
     }
 
     #[cold]

@@ -25,11 +25,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use vswitch_flowtable::balance::Node;
 use vswitch_vhost::TxRing;
 
 use super::settle::settle_guests;
 use super::vitals::{QueueVitals, Vitals};
-use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker};
+use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
 use crate::mailbox::Mailbox;
 
 /// How long a move waits for a NIC to send what the last owner gave it.
@@ -51,6 +52,8 @@ pub struct Seen {
     pub index: usize,
     /// What it was asked to be.
     pub wanted: Wanted,
+    /// The node of its core.
+    pub node: Node,
     /// What it tells about itself.
     pub vitals: Arc<Vitals>,
     /// The queues it owns, in order.
@@ -68,6 +71,8 @@ pub struct QueueSeen {
     pub owner: usize,
     /// It is to stay there: the operator said so.
     pub pinned: bool,
+    /// Where its memory or its device is, if that is known.
+    pub node: Option<Node>,
     /// What its owners tell about it.
     pub vitals: Arc<QueueVitals>,
 }
@@ -105,6 +110,7 @@ struct Table {
 
 struct Entry {
     wanted: Wanted,
+    node: Node,
     vitals: Arc<Vitals>,
     mail: Arc<Mailbox<Letter>>,
     thread: JoinHandle<()>,
@@ -129,6 +135,7 @@ struct Place {
     /// Where it goes, while it is in nobody's hands.
     transit: Option<usize>,
     pinned: bool,
+    node: Option<Node>,
     vitals: Arc<QueueVitals>,
 }
 
@@ -138,12 +145,14 @@ impl Table {
         (entry.standing == Standing::Here).then_some(entry)
     }
 
-    /// Finds the worker with the fewest queues, among those in use if there are any, and puts it to use.
-    fn choose(&mut self, not: Option<usize>) -> Option<usize> {
+    /// Finds the worker with the fewest queues, among those in use if there are any and then among the near, and puts it
+    /// to use.
+    fn choose(&mut self, not: Option<usize>, near: Option<Node>) -> Option<usize> {
         let queues = |worker: usize| self.queues.values().filter(|p| p.at() == worker).count();
         let here = (0..self.workers.len()).filter(|w| Some(*w) != not && self.here(*w).is_some());
         let resting = |w: usize| self.here(w).is_none_or(|entry| entry.resting);
-        let chosen = here.min_by_key(|w| (resting(*w), queues(*w)))?;
+        let far = |w: usize| near.is_some() && self.here(w).map(|entry| entry.node) != near;
+        let chosen = here.min_by_key(|w| (resting(*w), far(*w), queues(*w)))?;
         self.set_resting(chosen, false);
         Some(chosen)
     }
@@ -187,11 +196,11 @@ impl Workers {
 
     // ---- queues --------------------------------------------------------------------------------------------------
 
-    /// Gives a queue to the worker with the fewest queues among those in use. Without any worker the queue is dropped, and
-    /// the answer is `None`.
-    pub fn attach(&self, key: QueueKey, input: Input) -> Option<usize> {
+    /// Gives a queue to the worker with the fewest queues among those in use, on this node if there is one. Without any
+    /// worker the queue is dropped, and the answer is `None`.
+    pub fn attach(&self, key: QueueKey, input: Input, node: Option<Node>) -> Option<usize> {
         let mut table = self.table.lock();
-        let worker = table.choose(None)?;
+        let worker = table.choose(None, node)?;
         let vitals = Arc::<QueueVitals>::default();
         let mail = Arc::clone(&table.here(worker)?.mail);
         table.queues.insert(
@@ -200,6 +209,7 @@ impl Workers {
                 owner: worker,
                 transit: Some(worker),
                 pinned: false,
+                node,
                 vitals: Arc::clone(&vitals),
             },
         );
@@ -315,6 +325,7 @@ impl Workers {
                 Some(Seen {
                     index,
                     wanted: entry.wanted,
+                    node: entry.node,
                     vitals: Arc::clone(&entry.vitals),
                     queues: queues.map(|(key, _)| *key).collect(),
                     resting: entry.resting,
@@ -330,6 +341,7 @@ impl Workers {
             key: *key,
             owner: place.owner,
             pinned: place.pinned,
+            node: place.node,
             vitals: Arc::clone(&place.vitals),
         });
         queues.collect()
@@ -444,6 +456,9 @@ impl Workers {
             if let Some(entry) = table.workers.get_mut(index).and_then(Option::as_mut) {
                 let mail = Arc::clone(&entry.mail);
                 let before = std::mem::replace(&mut entry.wanted, wanted);
+                entry.node = node::of_core(wanted.core);
+                let core = wanted.core;
+                tracing::info!(worker = index, core, mode = ?wanted.busy_poll, "worker changed");
                 if before.core != wanted.core {
                     send(&mail, Letter::Pin(wanted.core));
                 }
@@ -459,6 +474,11 @@ impl Workers {
             for index in list {
                 if let Some(entry) = table.workers.get_mut(*index).and_then(Option::as_mut) {
                     entry.standing = standing;
+                    let core = entry.wanted.core;
+                    match standing {
+                        Standing::Here => tracing::info!(worker = index, core, "worker added"),
+                        _ => tracing::info!(worker = index, core, "worker leaves"),
+                    }
                 }
             }
         }
@@ -506,6 +526,7 @@ impl Workers {
         if let Some(place) = table.workers.get_mut(index) {
             *place = Some(Entry {
                 wanted,
+                node: node::of_core(wanted.core),
                 vitals,
                 mail,
                 thread,
@@ -533,7 +554,8 @@ impl Workers {
                 continue;
             }
             place.pinned = false;
-            let Some(to) = table.choose(Some(worker)) else {
+            let near = place.node;
+            let Some(to) = table.choose(Some(worker), near) else {
                 return;
             };
             drop(table);
@@ -561,5 +583,117 @@ fn send(mail: &Mailbox<Letter>, mut letter: Letter) {
     while let Err(back) = mail.put(letter) {
         letter = back;
         thread::yield_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::learn::LearnMailbox;
+    use crate::forward::{PortIndex, PortRef};
+    use crate::worker::bell::Bell;
+
+    fn shared() -> Arc<Shared> {
+        Arc::new(Shared {
+            snapshot: arc_swap::ArcSwap::default(),
+            clock: 0.into(),
+            learn: Arc::new(LearnMailbox::new(1).unwrap()),
+            reports: Mailbox::new(1).unwrap(),
+            bell: Bell::new().unwrap(),
+        })
+    }
+
+    fn on(core: u32) -> Wanted {
+        Wanted {
+            core,
+            busy_poll: BusyPoll::Adaptive,
+        }
+    }
+
+    fn cores(workers: &Workers) -> Vec<(usize, u32)> {
+        let list = workers.list();
+        list.iter().map(|w| (w.index, w.wanted.core)).collect()
+    }
+
+    fn change_to(workers: &Workers, wanted: &[Wanted]) {
+        let change = workers.prepare(wanted).unwrap();
+        workers.commit(change);
+    }
+
+    // Cores that do not exist: the threads run unpinned, which is all the same here.
+    const A: u32 = 1000;
+
+    #[test]
+    fn numbers_stay_and_are_used_again() {
+        let workers = Workers::start(&[on(A), on(A + 1)], &shared()).unwrap();
+        assert_eq!(cores(&workers), [(0, A), (1, A + 1)]);
+        change_to(&workers, &[on(A + 1)]);
+        assert_eq!(cores(&workers), [(1, A + 1)], "who stays keeps its number");
+        change_to(&workers, &[on(A + 2), on(A + 1), on(A + 3)]);
+        assert_eq!(cores(&workers), [(0, A + 2), (1, A + 1), (2, A + 3)]);
+        assert_eq!(workers.places(), 3);
+        change_to(&workers, &[on(A + 2), on(A + 4), on(A + 3)]);
+        assert_eq!(
+            cores(&workers),
+            [(0, A + 2), (1, A + 4), (2, A + 3)],
+            "a core instead of another is a worker that goes there"
+        );
+        let never = Wanted {
+            busy_poll: BusyPoll::Never,
+            ..on(A + 4)
+        };
+        change_to(&workers, &[never]);
+        assert_eq!(workers.list()[0].wanted, never);
+        workers.stop();
+        assert!(workers.list().is_empty());
+    }
+
+    #[test]
+    fn what_is_abandoned_leaves_no_trace() {
+        let workers = Workers::start(&[on(A)], &shared()).unwrap();
+        let change = workers.prepare(&[on(A + 1), on(A + 2), on(A + 3)]).unwrap();
+        assert_eq!(cores(&workers), [(0, A)], "nothing is changed before");
+        assert_eq!(workers.places(), 3, "but counters have to make room");
+        workers.abandon(change);
+        change_to(&workers, &[on(A), on(A + 9)]);
+        assert_eq!(cores(&workers), [(0, A), (1, A + 9)]);
+        workers.stop();
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_moved() {
+        let workers = Workers::start(&[on(A)], &shared()).unwrap();
+        let key = QueueKey {
+            port: PortRef {
+                index: PortIndex(3),
+                incarnation: 1,
+            },
+            queue: 0,
+        };
+        assert_eq!(workers.move_queue(key, 0), Err(MoveError::NoQueue));
+        assert_eq!(workers.move_queue(key, 1), Err(MoveError::NoWorker));
+        assert_eq!(workers.pin(key, true), Err(MoveError::NoQueue));
+        assert!(workers.detach(key).is_none() && workers.owner(key).is_none());
+        workers.stop();
+    }
+
+    /// A worker without queues sleeps, whatever it does when idle, and does not wake by itself.
+    #[test]
+    fn a_parked_worker_costs_nothing() {
+        let always = Wanted {
+            busy_poll: BusyPoll::Always,
+            ..on(A)
+        };
+        let workers = Workers::start(&[always], &shared()).unwrap();
+        let vitals = &workers.list()[0].vitals;
+        let started = std::time::Instant::now();
+        while !vitals.read().asleep && started.elapsed() < Duration::from_secs(10) {
+            thread::yield_now();
+        }
+        let before = vitals.read();
+        thread::sleep(Duration::from_millis(30));
+        assert!(before.asleep && before.parked);
+        assert_eq!(vitals.read(), before);
+        workers.stop();
     }
 }

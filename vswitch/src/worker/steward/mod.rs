@@ -4,7 +4,7 @@
 //!
 //! A thread that sleeps without a timer while nothing happens. A worker that is busy rings ([`bell`](super::bell)); from then
 //! on the steward looks at all workers, every 10 ms to 1 s, until there is nothing to do again. While it looks, a worker
-//! whose queues stand rings, too, and is looked at at once.
+//! whose queues stand rings, too, and is looked at at once, and if it had been idle before, again 200 us later.
 //!
 //! What a look sees are the figures that workers and queues keep of themselves. What follows from it is decided by
 //! [`vswitch_flowtable::scale`] (one worker more, one less) and [`vswitch_flowtable::balance`] (which queues move), which
@@ -15,8 +15,8 @@
 //!
 //! # Limits
 //!
-//! 64 workers and 4096 queues are balanced; queues beyond stay where they are. A worker that rests again soon after it
-//! was put to use stays in use for longer and longer, up to [`CALM_MAX`], before it may rest the next time.
+//! 64 workers and 4096 queues are balanced; queues beyond stay where they are. If one is put to use soon after one was sent
+//! to rest, workers must have had little to do for twice as long before one rests again, up to [`CALM_MAX`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,7 +31,6 @@ use vswitch_flowtable::balance::{self, Balancer, Item, ItemLoad, Node, Plan, Rea
 use vswitch_flowtable::scale::{self, Scaler};
 
 use super::bell::Ears;
-use super::node;
 use super::registry::{MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Shared};
 use trace::{Decision, Trace, What};
@@ -44,9 +43,16 @@ const WORKERS: usize = 64;
 const QUEUES: usize = 4096;
 /// For how long the operator's look measures.
 const SAMPLE: Duration = Duration::from_millis(50);
+/// A worker is pressed if it was busy for this share of the time since the last look.
+const PRESSED: f64 = 0.5;
+/// When to look again at a worker that rang and had been idle before.
+const AGAIN: Duration = Duration::from_micros(200);
+/// Loads measured over less than this are chance.
+const MEASURED: Duration = Duration::from_millis(2);
 /// Below this busy share of all workers together nothing is worth watching.
 const QUIET: f64 = 0.05;
-/// A worker that was put to use stays so for this long at least, and for longer each time that it was in vain.
+/// Over how long a worker must have had little to do before it rests, and over how much longer each time that this was
+/// too soon.
 const CALM_MIN: Duration = Duration::from_millis(20);
 /// See [`CALM_MIN`].
 const CALM_MAX: Duration = Duration::from_secs(5);
@@ -186,6 +192,7 @@ impl Steward {
             next = if asleep {
                 // What was measured before is of another time.
                 brain.begin(now, &self.workers);
+                brain.balancer.hurry();
                 brain.next(&self.workers, 1.0)
             } else {
                 brain.look(now, rung, &self.workers)
@@ -239,8 +246,11 @@ struct Brain {
     scaled: Instant,
     busy: [u64; WORKERS],
     calm: Duration,
-    grown: Option<Instant>,
     shrunk: Option<Instant>,
+    /// Somebody rang a moment ago who had been idle before.
+    doubtful: bool,
+    /// Other workers are in use than when queues were last dealt out.
+    changed: bool,
 }
 
 /// What is remembered of a queue.
@@ -256,7 +266,7 @@ impl Brain {
         Brain {
             duties,
             balancer: Balancer::new(QUEUES, WORKERS, balance::Settings::default()),
-            scaler: Scaler::new(WORKERS, scale::Settings::default()),
+            scaler: scaler(CALM_MIN),
             trace: Trace::default(),
             started: now,
             balanced: now,
@@ -264,8 +274,9 @@ impl Brain {
             scaled: now,
             busy: [0; WORKERS],
             calm: CALM_MIN,
-            grown: None,
             shrunk: None,
+            doubtful: false,
+            changed: false,
         }
     }
 
@@ -320,14 +331,28 @@ impl Brain {
         } else {
             self.remember_busy(now, &list);
         }
-        let due = now.duration_since(self.balanced) >= self.balancer.period();
-        if self.duties.rebalance && (scaled || due) {
+        let measured = now.duration_since(self.balanced);
+        self.changed |= scaled;
+        let due = if self.changed {
+            measured >= MEASURED
+        } else {
+            measured >= self.balancer.period()
+        };
+        if self.duties.rebalance && due {
             self.balance(now, workers);
         }
         let mut next = self.next(workers, busy);
-        if rung && !scaled {
-            // There was nothing to be done about what rang, and there will not be in the next moment.
+        if self.changed {
+            // Those in use are others, and too little is known about loads to deal the queues out.
+            next.within = Some(MEASURED);
+        }
+        let doubtful = rung || std::mem::take(&mut self.doubtful);
+        if doubtful && !scaled && next.within.is_some() {
+            // There was nothing to be done about what rang: seen again it may be worth it, or else not for a while.
             next.ears = Ears::Deaf;
+            if rung && self.duties.scales() {
+                (self.doubtful, next.within) = (true, Some(AGAIN));
+            }
         }
         next
     }
@@ -369,7 +394,7 @@ impl Brain {
 
     /// Puts a worker to use or takes one out of use; true if it did.
     fn scale(&mut self, now: Instant, list: &[Seen], workers: &Workers) -> bool {
-        let looks = self.looks(list, workers);
+        let looks = self.looks(now, list, workers);
         self.remember_busy(now, list);
         let at = now.duration_since(self.started);
         let decision = self.scaler.look(at, &looks);
@@ -393,7 +418,8 @@ impl Brain {
                 } else {
                     CALM_MIN
                 };
-                self.grown = Some(now);
+                // It looks anew from here, over the time that is asked for now.
+                self.scaler = scaler(self.calm);
                 workers.rest(wake, false);
                 self.trace.note(wall, What::Grow(wake), reason.to_string());
                 self.balancer.hurry();
@@ -405,11 +431,8 @@ impl Brain {
                 };
                 let pinned = workers.queues().iter().any(|q| q.owner == park && q.pinned);
                 let in_use = list.iter().filter(|w| !w.resting).count();
-                let calm = self
-                    .grown
-                    .is_none_or(|t| now.duration_since(t) >= self.calm);
                 // The last one stays: it sleeps by itself when there is nothing to do.
-                if pinned || in_use < 2 || !calm {
+                if pinned || in_use < 2 {
                     return false;
                 }
                 self.shrunk = Some(now);
@@ -421,8 +444,10 @@ impl Brain {
         }
     }
 
-    /// The workers as the scaler sees them, in the order of the list.
-    fn looks(&self, list: &[Seen], workers: &Workers) -> Vec<scale::Look> {
+    /// The workers as the scaler sees them, in the order of the list. What waits for a worker that has time is no reason
+    /// for another: it was a short burst, or the worker was kept from its core.
+    fn looks(&self, now: Instant, list: &[Seen], workers: &Workers) -> Vec<scale::Look> {
+        let elapsed = now.duration_since(self.scaled);
         let queues = workers.queues();
         let loaded = |q: &&QueueSeen| {
             let before = self.queues.get(&q.key).map_or(0, |known| known.busy_ns);
@@ -432,18 +457,15 @@ impl Brain {
             let pulse = worker.vitals.read();
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
             let own = queues.iter().filter(|q| q.owner == worker.index);
+            let busy = Duration::from_nanos(pulse.busy_ns.saturating_sub(before));
+            let pressed = !pulse.asleep && busy >= elapsed.mul_f64(PRESSED);
             scale::Look {
                 parked: worker.resting,
-                // A sleeping worker has no delay, whatever it last saw.
-                delay: if pulse.asleep {
-                    Duration::ZERO
-                } else {
-                    pulse.delay
-                },
-                standing: pulse.standing > 0 && !pulse.asleep,
-                busy: Duration::from_nanos(pulse.busy_ns.saturating_sub(before)),
+                delay: if pressed { pulse.delay } else { Duration::ZERO },
+                standing: pressed && pulse.standing > 0,
+                busy,
                 divisible: own.filter(loaded).count() > 1,
-                node: node::of_core(worker.wanted.core),
+                node: worker.node,
             }
         };
         list.iter().map(look).collect()
@@ -454,10 +476,18 @@ impl Brain {
     /// Moves queues by what they took since the last time.
     fn balance(&mut self, now: Instant, workers: &Workers) -> balance::Outcome {
         let (list, queues) = (workers.list(), workers.queues());
+        self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
         let before = self.queues.clone();
         self.remember(now, &queues);
-        let mut rooms = rooms(&list, elapsed.max(1));
+        let load = |queue: &QueueSeen| {
+            let since = before.get(&queue.key).map_or(0, |known| known.busy_ns);
+            queue.vitals.busy_ns().saturating_sub(since)
+        };
+        // A turn counts when it ends, and one that was kept from its core may have begun long before.
+        let of = |w: &Seen| queues.iter().filter(|q| q.owner == w.index).map(load).sum();
+        let longest: u64 = list.iter().map(of).max().unwrap_or(0);
+        let mut rooms = rooms(&list, elapsed.max(longest).max(1));
         // Numbers without a queue, and pinned queues, are where they need not go away from.
         let taker = rooms.iter().position(|room| room.takes).unwrap_or(0);
         let absent = ItemLoad {
@@ -478,8 +508,7 @@ impl Brain {
             let Some(known) = self.queues.get(&queue.key) else {
                 continue;
             };
-            let since = before.get(&queue.key).map_or(0, |known| known.busy_ns);
-            let load = known.busy_ns.saturating_sub(since);
+            let load = load(queue);
             if queue.pinned {
                 if let Some(room) = rooms.get_mut(queue.owner) {
                     room.capacity = room.capacity.saturating_sub(load).max(1);
@@ -491,7 +520,7 @@ impl Brain {
                 *item = ItemLoad {
                     worker: balance::Worker(queue.owner as u16),
                     load,
-                    node: None,
+                    node: queue.node,
                 };
                 *name = Some(queue.key);
             }
@@ -500,6 +529,15 @@ impl Brain {
         carry_out(&plan, &names, workers, &mut self.trace);
         plan.outcome
     }
+}
+
+/// A scaler that takes a worker out of use after it had little to do for so long.
+fn scaler(window: Duration) -> Scaler {
+    let settings = scale::Settings {
+        window,
+        ..scale::Settings::default()
+    };
+    Scaler::new(WORKERS, settings)
 }
 
 /// The workers as the balancer sees them, by number.
@@ -516,7 +554,7 @@ fn rooms(list: &[Seen], capacity: u64) -> Vec<WorkerRoom> {
             *room = WorkerRoom {
                 capacity,
                 takes: !worker.resting,
-                node: node::of_core(worker.wanted.core),
+                node: worker.node,
             };
         }
     }

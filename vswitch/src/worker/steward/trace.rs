@@ -8,7 +8,7 @@ use super::super::QueueKey;
 /// Decisions that are kept.
 pub const KEPT: usize = 256;
 /// What does not change anything is noted at most once in so long a time.
-const REMARK_AGAIN: Duration = Duration::from_secs(1);
+const REMARK_AGAIN: Duration = Duration::from_secs(60);
 
 /// What was decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,12 +104,12 @@ mod tests {
     #[test]
     fn remarks_are_not_repeated_at_once() {
         let (mut trace, start) = (Trace::default(), SystemTime::UNIX_EPOCH);
-        let after = |ms| start + Duration::from_millis(ms);
-        for ms in 0..2500 {
-            trace.note(after(ms), What::Crowded, "");
+        let after = |s| start + Duration::from_secs(s);
+        for s in 0..150 {
+            trace.note(after(s), What::Crowded, "");
         }
-        trace.note(after(2500), What::Shrink(0), "");
-        trace.note(after(2501), What::Shrink(0), "");
+        trace.note(after(150), What::Shrink(0), "");
+        trace.note(after(151), What::Shrink(0), "");
         let kept = trace.decisions();
         let crowded = kept.iter().filter(|d| d.what == What::Crowded).count();
         assert_eq!((crowded, kept.len()), (3, 5));
