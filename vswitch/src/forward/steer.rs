@@ -16,7 +16,7 @@
 //! otherwise. In a full burst two frames are looked at, to learn from.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use vswitch_flowtable::{
@@ -46,6 +46,8 @@ pub struct Steering {
     /// None if there is but one pair.
     pins: Option<Pins>,
     pairs: u16,
+    /// Flows are pinned to the pairs that the guest sends them on.
+    learning: AtomicBool,
     moved: MoveCounters,
     patience: Patience,
 }
@@ -83,6 +85,7 @@ impl Steering {
             alone: AtomicU32::new(0),
             pins: (pairs > 1).then(Pins::new),
             pairs,
+            learning: AtomicBool::new(true),
             moved: MoveCounters::default(),
             patience: Patience::default(),
         }
@@ -117,9 +120,23 @@ impl Steering {
         }
     }
 
+    /// Says whether flows are to go to the pair that the guest sends them on. If not, those that do go where their hash
+    /// says, in order.
+    pub fn set_learning(&self, learning: bool) {
+        self.learning.store(learning, Ordering::Relaxed);
+        if let Some(pins) = self.pins.as_ref().filter(|_| !learning) {
+            let table = self.table.load();
+            pins.release(|hash| table.select(hash.low()));
+        }
+    }
+
     /// Lets go of pins that nobody has used for seconds.
     pub fn sweep(&self, now: Micros) {
         if let Some(pins) = self.pins.as_ref().filter(|pins| !pins.is_empty()) {
+            if !self.learning.load(Ordering::Relaxed) {
+                // What a worker was just learning, or the table has changed for.
+                self.set_learning(false);
+            }
             pins.sweep(0..pins::SETS, now);
         }
     }
@@ -300,14 +317,18 @@ impl Views {
             return;
         };
         // A pair that gets nothing is none to steer to.
+        let steering = queues.steering();
         if queues.active() < 2 || pair >= queues.active() || count == 0 {
+            return;
+        }
+        if !steering.learning.load(Ordering::Relaxed) {
             return;
         }
         // Not always the same.
         let one = self.burst as usize % count;
         for i in (0..count).filter(|i| count <= FEW || *i == 0 || *i == one) {
             if let Some((head, len)) = head(i) {
-                learn_one(port, queues.steering(), pair, head, len, now);
+                learn_one(port, steering, pair, head, len, now);
             }
         }
     }
