@@ -365,6 +365,20 @@ impl Pins {
         .count()
     }
 
+    /// Gives every pin the target that its flow would have without; then views remove it in order. Returns how many changed.
+    pub fn release(&self, says: impl Fn(FlowHash) -> Option<Target>) -> usize {
+        let ways = self.sets.iter().flat_map(|set| &set.ways);
+        ways.filter(|way| {
+            let hash = FlowHash(way.hash.load(Ordering::Acquire));
+            let Some(target) = says(hash) else {
+                return false;
+            };
+            way.pin(hash)
+                .is_some_and(|word| word.target() != target && way.swap(word, word.to(target)))
+        })
+        .count()
+    }
+
     /// How many there are, idle ones that were not swept included.
     #[must_use]
     pub fn len(&self) -> usize {

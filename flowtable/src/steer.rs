@@ -14,6 +14,10 @@
 //!               no                              `from` again
 //! ```
 //!
+//! Between selecting and `sent`, packets are on their way: then the caller must not say that the target has completed them,
+//! which it decides from the tail, that does not know of them. They count as packets from when they are selected, so that
+//! nothing moves by idleness either.
+//!
 //! A pin (see [`pins`](crate::pins)) is a bucket of a single flow and moves by the same rule. A view meets a new pin with the
 //! tail of the flow's bucket, which covers the flow's own; from then on it keeps the flow's.
 //!
@@ -22,11 +26,12 @@
 //! notifications, and counted for itself.
 //!
 //! Size: 8 bytes per bucket, and with pins 32 KiB more. Selecting never allocates or fails; [`View::adopt`] is one pass over
-//! the buckets, and [`View::lost`] over buckets and pins.
+//! the buckets, [`View::lost`] and [`View::gather`] over buckets and pins; they allocate only for target numbers
+//! above those that the table was made for.
 
 use crate::clock::{Micros, TICK};
 use crate::hash::FlowHash;
-use crate::indirection::{Indirection, Target};
+use crate::indirection::{BUCKETS_PER_TARGET, Indirection, Target};
 use crate::pins::{self, Pin, Pins};
 
 /// How long a bucket must be without a packet to move although nothing says that the last one was completed.
@@ -135,7 +140,8 @@ impl View {
         let mut view = Self {
             buckets: vec![bucket; table.buckets()].into_boxed_slice(),
             pinned: Box::default(),
-            targets: Vec::new(),
+            // In words of 64.
+            targets: Vec::with_capacity(table.buckets() / BUCKETS_PER_TARGET / 64 + 1),
             moves: Moves::default(),
         };
         view.follow(table);
@@ -151,10 +157,18 @@ impl View {
         }
     }
 
+    /// The bucket of a hash.
+    #[inline]
+    #[must_use]
+    pub fn bucket(&self, hash: u32) -> usize {
+        hash as usize & (self.buckets.len() - 1)
+    }
+
     /// Where a packet with this hash goes now; `None` only if there is no target at all.
     ///
     /// `completed(target, position)` is asked at most once, and only if a move waits: whether `target` is done with the
-    /// packet that was given this position, and with all before it.
+    /// packet that was given this position, and with all before it. It must say no while a packet of the bucket, pinned or
+    /// not, is selected for and not yet queued.
     #[inline]
     pub fn select(
         &mut self,
@@ -162,11 +176,12 @@ impl View {
         now: Micros,
         completed: impl FnOnce(Target, Position) -> bool,
     ) -> Option<Selection> {
-        let place = hash as usize & (self.buckets.len() - 1);
+        let place = self.bucket(hash);
         let bucket = self.buckets.get_mut(place)?;
         if bucket.current != bucket.wanted {
             bucket.turn(now, completed, &mut self.moves);
         }
+        bucket.tail.tick = now.tick() as u16;
         (bucket.current != Target::NONE).then_some(Selection {
             target: bucket.current,
             place: place as u32,
@@ -197,7 +212,7 @@ impl View {
         now: Micros,
         completed: impl FnOnce(Target, Position) -> bool,
     ) -> Option<Selection> {
-        let bucket = hash.low() as usize & (self.buckets.len() - 1);
+        let bucket = self.bucket(hash.low());
         let at = *self.buckets.get(bucket)?;
         // Without a place to remember pinned flows there is only the bucket.
         let Some(place) = self.pinned.get_mut(usize::from(pin.slot())) else {
@@ -234,6 +249,7 @@ impl View {
                 &mut self.moves,
             );
         }
+        place.tail.tick = now.tick() as u16;
         (place.current != Target::NONE).then_some(Selection {
             target: place.current,
             place: self.buckets.len() as u32 + u32::from(pin.slot()),
@@ -280,6 +296,22 @@ impl View {
                 self.targets.resize(word + 1, 0);
             }
             self.targets[word] |= 1 << bit;
+        }
+    }
+
+    /// Packets went to this target alone for a while, without this view, and the last of them got this position there: that
+    /// is where all flows are, and from where they move as order allows it. With none, nothing is on its way anywhere.
+    pub fn gather(&mut self, at: Option<(Target, Position)>, now: Micros) {
+        let (current, position) = at.unwrap_or((Target::NONE, Position(0)));
+        let tail = Tail {
+            position,
+            tick: now.tick() as u16,
+        };
+        for bucket in &mut self.buckets {
+            (bucket.current, bucket.tail) = (current, tail);
+        }
+        for place in &mut self.pinned {
+            (place.current, place.tail) = (current, tail);
         }
     }
 

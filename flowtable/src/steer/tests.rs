@@ -114,6 +114,55 @@ fn a_lost_target_is_left_at_once() {
 }
 
 #[test]
+fn gathered_flows_leave_when_what_went_there_is_done() {
+    let (pins, mut view) = (Pins::new(), View::with_pins(&table(0..4)));
+    let one = |table: &Indirection| (0..512).find(|h| table.select(*h) == Some(Target(2)));
+    let bucket = one(&table(0..4)).unwrap();
+    let flow = hash(bucket);
+    pins.pin(flow, Target(3), START);
+    for done in [true, false] {
+        let selection = view.select_pinned(flow, &pins, START, |_, _| done).unwrap();
+        assert_eq!(selection.target, Target(3));
+        view.sent(selection, Position(9), START);
+    }
+    view.gather(Some((Target(0), Position(5))), START);
+    let asked = std::cell::Cell::new(None);
+    let go = |view: &mut View, hash, now, done| {
+        let completed = |target, position| {
+            asked.set(Some((target, position)));
+            done
+        };
+        view.select_pinned(hash, &pins, now, completed)
+            .unwrap()
+            .target
+    };
+    let unseen = FlowHash(77 << 32 | u64::from(bucket));
+    assert_eq!(go(&mut view, flow, START, false), Target(0));
+    assert_eq!(go(&mut view, unseen, START, false), Target(0));
+    assert_eq!(go(&mut view, flow, START, true), Target(3));
+    assert_eq!(go(&mut view, unseen, START.after(20_000), false), Target(2));
+    assert_eq!(asked.get(), Some((Target(0), Position(5))));
+    assert_eq!((view.moves().completed, view.moves().idle), (1, 1));
+    view.gather(None, START);
+    assert_eq!(go(&mut view, flow, START, false), Target(3));
+    assert_eq!(go(&mut view, unseen, START, false), Target(2));
+    assert_eq!(view.moves().completed, 1, "nothing was anywhere");
+}
+
+#[test]
+fn a_packet_counts_from_when_it_is_selected_for() {
+    let (bucket, from) = mover();
+    let mut view = View::new(&table(0..4));
+    let selection = view.select(bucket, START, |_, _| false).unwrap();
+    view.sent(selection, Position(1), START);
+    let now = START.after(50_000);
+    assert_eq!(view.select(bucket, now, |_, _| false).unwrap().target, from);
+    view.adopt(&table(0..5)).unwrap();
+    // What was selected for just now is not queued yet.
+    assert_eq!(view.select(bucket, now, |_, _| false).unwrap().target, from);
+}
+
+#[test]
 fn a_pinned_flow_moves_alone_and_comes_back() {
     let (pins, mut view) = (Pins::new(), View::with_pins(&table(0..4)));
     let from = table(0..4).select(9).unwrap();
@@ -229,6 +278,8 @@ impl Queues {
 #[derive(Clone, Debug)]
 enum Step {
     Packet(usize),
+    /// Packets that are selected for before the first is queued; meanwhile a target serves some, and a flow is learned.
+    Burst(Vec<usize>, (u16, usize), (usize, u16)),
     Serve(u16, usize),
     Add(u16),
     Remove(u16),
@@ -238,8 +289,12 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
+    let flows = prop::collection::vec(0usize..24, 1..32);
+    let burst = (flows, (0u16..6, 1usize..40), (0usize..24, 0u16..6))
+        .prop_map(|(flows, serve, learn)| Step::Burst(flows, serve, learn));
     prop_oneof![
         12 => (0usize..24).prop_map(Step::Packet),
+        4 => burst,
         8 => (0u16..6, 1usize..6).prop_map(|(target, count)| Step::Serve(target, count)),
         1 => (0u16..6).prop_map(Step::Add),
         1 => (1u16..6).prop_map(Step::Remove),
@@ -272,6 +327,27 @@ proptest! {
                     numbers[flow] += 1;
                     let position = queues.put(selection.target, (flow, numbers[flow]));
                     view.sent(selection, position, now);
+                }
+                Step::Burst(flows, (target, count), (learned, queue)) => {
+                    let mut filed: Vec<(usize, Selection)> = Vec::new();
+                    for (i, flow) in flows.iter().copied().enumerate() {
+                        if i == flows.len() / 2 {
+                            prop_assert!(queues.serve(Target(target), count));
+                            pins.pin(flow_hash(learned), Target(queue), now);
+                        }
+                        let unsent = filed.iter().any(|(other, _)| other % 8 == flow % 8);
+                        let done = |target, position| !unsent && queues.completed(target, position);
+                        let selection = view.select_pinned(flow_hash(flow), &pins, now, done);
+                        prop_assert!(selection.is_some());
+                        filed.push((flow, selection.unwrap()));
+                    }
+                    // Target by target, as bursts are delivered.
+                    filed.sort_by_key(|(_, selection)| selection.target);
+                    for (flow, selection) in filed {
+                        numbers[flow] += 1;
+                        let position = queues.put(selection.target, (flow, numbers[flow]));
+                        view.sent(selection, position, now);
+                    }
                 }
                 Step::Serve(target, count) => prop_assert!(queues.serve(Target(target), count)),
                 Step::Add(target) => {

@@ -78,6 +78,9 @@ pub(super) struct Core<L> {
     /// Entries published since the guest's wish was last settled, saturating.
     unsettled: u16,
     signal: Signal,
+    /// The event that the guest last asked for, and the entries published since it was first seen, saturating.
+    event: u16,
+    event_age: u16,
     broken: Option<RingError>,
     /// [`poison_epoch`] when the memory was last known to be whole.
     epoch: u32,
@@ -112,6 +115,8 @@ impl<L: Layout> Core<L> {
             published: next.0,
             unsettled: 0,
             signal: Signal::new(),
+            event: 0,
+            event_age: u16::MAX,
             broken: None,
             epoch,
             call: setup.call,
@@ -312,6 +317,10 @@ impl<L: Layout> Core<L> {
         fence(Ordering::SeqCst);
         let ask = self.ring.asks(self.next, self.published);
         let wanted = self.signal.wanted(self.published, ask);
+        if let GuestAsks::Event(event) = ask {
+            self.event_age = self.age_of(event);
+            self.event = event;
+        }
         if wanted {
             self.write_call()?;
         }
@@ -327,21 +336,31 @@ impl<L: Layout> Core<L> {
     }
 
     /// Whether the guest has dealt with everything that had been published when [`published`](Self::published) was
-    /// `position`, as far as it lets us know: what it asks to be called for says where it is, while it is not polling, and
-    /// what it offers anew it has dealt with.
+    /// `position`, as far as it lets us know: what it offers anew it has dealt with, and what it asks to be called for says
+    /// where it was when it last stopped polling.
     pub(super) fn consumed(&self, position: u16) -> bool {
-        if self.broken.is_some() {
+        let (size, later) = (self.ring.size(), self.published.wrapping_sub(position));
+        if self.broken.is_some() || later >= size {
             return true;
         }
-        let by_event = match self.ring.asks(self.next, self.published) {
-            // 0 stands for "not now" with many drivers.
-            GuestAsks::Event(event) if event != 0 => Some(self.published.wrapping_sub(event)),
-            _ => None,
+        let by_event = || {
+            let event = self.ring.event();
+            // While it polls, a guest leaves its event where it was, and that comes round again.
+            event.is_some_and(|event| {
+                self.age_of(event) < size && self.published.wrapping_sub(event) <= later
+            })
         };
-        let by_event = by_event.filter(|under_way| *under_way <= self.ring.size());
-        let under_way = [by_event, self.ring.not_offered_anew(self.next)];
-        let under_way = under_way.into_iter().flatten().min();
-        under_way.is_some_and(|under_way| self.published.wrapping_sub(position) >= under_way)
+        by_event() || self.ring.offers(self.next, size - later)
+    }
+
+    /// Entries published since the guest was first seen to ask for this event, saturating.
+    #[inline]
+    fn age_of(&self, event: u16) -> u16 {
+        if event == self.event {
+            self.event_age.saturating_add(self.unsettled)
+        } else {
+            0
+        }
     }
 
     fn write_call(&self) -> io::Result<()> {

@@ -135,9 +135,12 @@ pub(crate) trait Layout: Sized {
     /// published until there, in which an event is expressed.
     fn asks(&self, at: Position, published: u16) -> GuestAsks;
 
-    /// Entries given back until `at` that the guest has not offered anew, if the layout can tell: at most so many has it
-    /// yet to look at.
-    fn not_offered_anew(&self, _at: Position) -> Option<u16> {
+    /// Whether the guest offers at least `count` entries from `at` on; `count` is 1 to the ring's size.
+    fn offers(&self, at: Position, count: u16) -> bool;
+
+    /// The entry that the guest wants to be called for, if that cannot be confused with one of a few bursts ago: where it
+    /// was when it last stopped polling.
+    fn event(&self) -> Option<u16> {
         None
     }
 

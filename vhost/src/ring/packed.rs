@@ -236,6 +236,11 @@ impl Layout for PackedRing {
         self.sees(at)
     }
 
+    fn offers(&self, at: Position, count: u16) -> bool {
+        // A driver fills its slots in order, and none before it has dealt with what it last had there.
+        self.sees(self.advance(at, count.saturating_sub(1)))
+    }
+
     #[inline]
     fn single(&self, at: Position) -> Option<(u16, Buffer)> {
         let descriptor = self.load(self.place(at).slot);

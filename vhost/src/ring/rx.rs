@@ -558,4 +558,6 @@ impl<'a> Writer<'a> {
 mod summed;
 
 #[cfg(test)]
+mod consumed;
+#[cfg(test)]
 mod tests;

@@ -331,9 +331,14 @@ impl Layout for SplitRing {
         self.set_used_index(at.0);
     }
 
-    fn not_offered_anew(&self, at: Position) -> Option<u16> {
+    fn offers(&self, at: Position, count: u16) -> bool {
         let offered = self.available_index().wrapping_sub(at.0);
-        self.size.checked_sub(offered)
+        (count..=self.size).contains(&offered)
+    }
+
+    fn event(&self) -> Option<u16> {
+        // 0 stands for "not now" with many drivers.
+        (self.event_idx.then(|| self.used_event())).filter(|event| *event != 0)
     }
 
     #[inline]

@@ -577,6 +577,9 @@ pub struct VhostUser {
     /// from the guest's next connection on for what it is offered.
     #[serde(default)]
     pub offload: Offload,
+    /// Which queue pair a guest with several receives a flow on. Default `learned`.
+    #[serde(default)]
+    pub receive_steering: ReceiveSteering,
     /// Offer receive buffers that merge (VIRTIO_NET_F_MRG_RXBUF). Default yes.
     #[serde(default = "yes")]
     pub mergeable: bool,
@@ -604,6 +607,7 @@ impl VhostUser {
             owner: None,
             permissions: Permissions::DEFAULT,
             offload: Offload::default(),
+            receive_steering: ReceiveSteering::default(),
             mergeable: true,
             indirect: true,
             event_idx: true,
@@ -629,6 +633,17 @@ pub enum SocketMode {
     Server,
     /// QEMU creates the socket and listens; the switch connects, and again when it is lost.
     Client,
+}
+
+/// Which queue pair a guest receives a flow on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReceiveSteering {
+    /// The pair that it sends the flow on, and for flows that it does not send the pair of their hash.
+    #[default]
+    Learned,
+    /// The pair of the flow's hash.
+    Hashed,
 }
 
 /// Which work guests may leave to each other and to the switch.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vswitch_api::config::{
-    AdminLink, BusyPoll, Config, Environment, LogLevel, Port, PortKind, SocketMode, VhostUser,
-    Vlan, VlanId, add_port, limits, load,
+    AdminLink, BusyPoll, Config, Environment, LogLevel, Port, PortKind, ReceiveSteering,
+    SocketMode, VhostUser, Vlan, VlanId, add_port, limits, load,
 };
 
 fn environment() -> Environment {
@@ -48,6 +48,7 @@ ports:
       mac: "52:54:00:00:00:01"
       permissions: "0666"
       offload: { checksum: true, tso: false }
+      receive-steering: hashed
       mergeable: false
       indirect: false
       event-idx: false
@@ -84,6 +85,7 @@ fn everything_is_read() {
     let vhost_user = vm1.vhost_user().unwrap();
     assert_eq!((vhost_user.queue_pairs, vhost_user.ring_size), (4, 256));
     assert_eq!(vhost_user.mode, SocketMode::Client);
+    assert_eq!(vhost_user.receive_steering, ReceiveSteering::Hashed);
     assert!(vhost_user.offload.checksum && !vhost_user.offload.tso);
     let Vlan::Trunk { allowed, native } = &vm1.vlan else {
         panic!("{:?}", vm1.vlan)

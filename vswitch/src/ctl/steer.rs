@@ -1,9 +1,9 @@
 //! `vswitchctl workers` and `vswitchctl steer`.
 
-use vswitch_api::config::{Rebalance, Scale};
+use vswitch_api::config::{Rebalance, ReceiveSteering, Scale};
 use vswitch_api::rpc::{
-    SteerAction, SteerDecision, SteerDecisions, SteerSetParams, SteerStatus, WorkerDetail,
-    WorkerList, WorkerQueue, WorkerState,
+    SteerAction, SteerDecision, SteerDecisions, SteerSetParams, SteerStatus, SteeredGuest,
+    WorkerDetail, WorkerList, WorkerQueue, WorkerState,
 };
 
 use super::cli::{QueueName, WorkerWish};
@@ -82,8 +82,9 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
         );
     }
     out.push('\n');
+    let guests = guests(&status.guests, paint);
     if status.queues.is_empty() {
-        return out + "no queue is in use\n";
+        return out + "no queue is in use\n" + &guests;
     }
     let mut table = Table::new(&["QUEUE", "WORKER", "", ">FRAMES", ">TIME"]);
     for queue in &status.queues {
@@ -99,7 +100,59 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
             format!("{:.1} s", queue.busy_ns as f64 / 1e9),
         ]);
     }
-    out + "\n" + &table.render(paint)
+    out + "\n" + &table.render(paint) + &guests
+}
+
+/// How flows are spread over the queue pairs of guests that may have several.
+fn guests(guests: &[SteeredGuest], paint: Paint) -> String {
+    if guests.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&[
+        "TO",
+        "PAIRS",
+        "FLOWS",
+        "BUCKETS",
+        ">PINS",
+        ">REFUSED",
+        ">MOVED",
+        ">IDLE",
+        ">FORCED",
+        ">WAITED",
+        ">UNSETTLED",
+    ]);
+    for guest in guests {
+        let buckets: Vec<String> = guest.buckets.iter().map(ToString::to_string).collect();
+        table.row([
+            guest.port.clone(),
+            format!("{} of {}", guest.active, guest.max_queue_pairs),
+            match guest.receive_steering {
+                ReceiveSteering::Learned => "learned".into(),
+                ReceiveSteering::Hashed => "hashed".into(),
+            },
+            or_dash(&shares(&buckets)),
+            grouped(guest.pins.into()),
+            grouped(guest.pins_refused),
+            grouped(guest.moved_completed),
+            grouped(guest.moved_idle),
+            grouped(guest.moved_forced),
+            grouped(guest.waited),
+            grouped(guest.unsettled),
+        ]);
+    }
+    format!("\n{}", table.render(paint))
+}
+
+/// `4x256`, or if they differ the first few.
+fn shares(buckets: &[String]) -> String {
+    const FEW: usize = 4;
+    match buckets {
+        [first, _, ..] if buckets.iter().all(|n| n == first) => {
+            format!("{}x{first}", buckets.len())
+        }
+        _ if buckets.len() > FEW => buckets[..FEW].join(" ") + " ...",
+        _ => buckets.join(" "),
+    }
 }
 
 /// What was decided, and why.
@@ -254,8 +307,45 @@ mod tests {
                     frames: 0,
                 },
             ],
+            guests: vec![
+                SteeredGuest {
+                    port: "vm1".into(),
+                    receive_steering: ReceiveSteering::Learned,
+                    max_queue_pairs: 4,
+                    active: 3,
+                    buckets: vec![171, 171, 170],
+                    pins: 1_234,
+                    pins_refused: 2,
+                    moved_completed: 5_678,
+                    moved_idle: 9,
+                    moved_forced: 170,
+                    waited: 12_345,
+                    unsettled: 1,
+                },
+                SteeredGuest {
+                    port: "vm2".into(),
+                    receive_steering: ReceiveSteering::Hashed,
+                    max_queue_pairs: 8,
+                    active: 8,
+                    buckets: vec![64; 8],
+                    pins: 0,
+                    pins_refused: 0,
+                    moved_completed: 0,
+                    moved_idle: 0,
+                    moved_forced: 0,
+                    waited: 0,
+                    unsettled: 0,
+                },
+            ],
         };
         expect("steer-show.txt", &show(&status, Paint::plain()));
+        let nobody = SteerStatus {
+            queues: Vec::new(),
+            guests: Vec::new(),
+            ..status
+        };
+        let shown = show(&nobody, Paint::plain());
+        assert!(shown.ends_with("\nno queue is in use\n"), "{shown}");
     }
 
     #[test]

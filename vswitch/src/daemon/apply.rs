@@ -216,6 +216,9 @@ impl Switch {
         port.config = wanted.clone();
         if let Some(guest) = port.guest_mut() {
             guest.set_mtu(mtu_of(new, wanted));
+            if let Some(vhost_user) = wanted.vhost_user() {
+                guest.set_receive_steering(vhost_user.receive_steering);
+            }
             // As with the link: what `port set` did stays until the file says something new.
             if let Some(offload) = switched {
                 guest.set_offload(offload);

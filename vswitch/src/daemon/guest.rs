@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vswitch_api::config::{Offload, SocketMode, VhostUser};
+use vswitch_api::config::{Offload, ReceiveSteering, SocketMode, VhostUser};
 use vswitch_packet::Accepts;
 use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features};
 
@@ -224,6 +224,10 @@ pub struct GuestPort {
     pause: Duration,
 }
 
+fn learns(steering: ReceiveSteering) -> bool {
+    steering == ReceiveSteering::Learned
+}
+
 impl GuestPort {
     /// A closed port.
     pub fn new(at: PortRef, name: Arc<str>, config: VhostUser, mtu: u16) -> Self {
@@ -238,11 +242,15 @@ impl GuestPort {
             last_end: None,
             budget: Budget::new(),
         };
+        let queues = GuestQueues::new(config.queue_pairs, super::secret_key());
+        queues
+            .steering()
+            .set_learning(learns(config.receive_steering));
         GuestPort {
             at,
             name,
             mtu,
-            queues: Arc::new(GuestQueues::new(config.queue_pairs, super::secret_key())),
+            queues: Arc::new(queues),
             config,
             facts: Arc::new(Mutex::new(facts)),
             wire: Wire::Closed,
@@ -262,6 +270,12 @@ impl GuestPort {
     /// on: what a guest was offered it keeps until then.
     pub fn set_offload(&mut self, offload: Offload) {
         self.config.offload = offload;
+    }
+
+    /// Changes which of its queue pairs flows go to; they go there in order.
+    pub fn set_receive_steering(&mut self, steering: ReceiveSteering) {
+        self.config.receive_steering = steering;
+        self.queues.steering().set_learning(learns(steering));
     }
 
     /// What may be left to the guest, if it negotiated it.

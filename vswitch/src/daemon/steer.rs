@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vswitch_api::config;
 use vswitch_api::rpc::{
     Done, RpcError, SteerAction, SteerDecision, SteerDecisions, SteerSetParams, SteerStatus,
-    SteeredQueue, WorkerDetail, WorkerList, WorkerQueue, WorkerState, code,
+    SteeredGuest, SteeredQueue, WorkerDetail, WorkerList, WorkerQueue, WorkerState, code,
 };
 
+use super::port::Attachment;
 use super::switch::Switch;
 use crate::forward::PortRef;
 use crate::worker::registry::{MoveError, Seen};
@@ -99,7 +100,40 @@ pub(super) fn show(switch: &Switch) -> SteerStatus {
         moves,
         unsettled,
         queues,
+        guests: guests(switch),
     }
+}
+
+fn guests(switch: &Switch) -> Vec<SteeredGuest> {
+    let ports = switch.ports.values();
+    let guests = ports.filter_map(|port| match &port.attachment {
+        Attachment::Guest(guest) => Some((&port.name, guest)),
+        _ => None,
+    });
+    let several = guests.filter(|(_, guest)| guest.queues.pairs() > 1);
+    let mut guests: Vec<_> = several
+        .map(|(name, guest)| {
+            let steered = guest.queues.steering().steered();
+            let active = guest.queues.active();
+            let buckets = steered.buckets.iter().take(active.into());
+            SteeredGuest {
+                port: name.to_string(),
+                receive_steering: guest.config().receive_steering,
+                max_queue_pairs: guest.queues.pairs(),
+                active,
+                buckets: buckets.map(|n| *n as u32).collect(),
+                pins: steered.pins as u32,
+                pins_refused: steered.refused,
+                moved_completed: steered.moves.completed,
+                moved_idle: steered.moves.idle,
+                moved_forced: steered.moves.forced,
+                waited: steered.moves.waited,
+                unsettled: steered.unsettled,
+            }
+        })
+        .collect();
+    guests.sort_by(|a, b| a.port.cmp(&b.port));
+    guests
 }
 
 /// `steer.set`

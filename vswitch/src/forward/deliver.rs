@@ -119,6 +119,7 @@ impl Forwarder {
             self.epoch = self.ways.epoch(ctx.ingress.bridge, &bridge.fdb, ctx.now);
         }
         self.outgoing.begin();
+        self.views.begin();
         self.memo = Memo::default();
         for i in 0..len {
             match self.take(ctx, bridge, i, frames, &mut bytes) {
@@ -141,9 +142,8 @@ impl Forwarder {
         while let Some((output, group)) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
                 let list = self.groups.list(output, group);
-                if let Some(position) = self.outgoing.deliver(ctx, port, queue, list, frames) {
-                    self.views.sent(port, list, position, ctx.micros);
-                }
+                let position = self.outgoing.deliver(ctx, port, queue, list, frames);
+                self.views.sent(port, list, position, ctx.micros);
             }
         }
     }

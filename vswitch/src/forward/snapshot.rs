@@ -258,7 +258,7 @@ impl GuestQueues {
     /// Pairs in use.
     #[inline]
     pub fn active(&self) -> u16 {
-        self.active.load(Ordering::Relaxed)
+        self.active.load(Ordering::Acquire)
     }
 
     /// How the flows of a guest with several pairs are steered.
@@ -268,10 +268,21 @@ impl GuestQueues {
     }
 
     /// Whether the guest has dealt with what was delivered to this pair up to a position, as far as it lets us know. A pair
-    /// that is gone has nothing under way.
+    /// that is gone has nothing under way. Who is just delivering there is not waited for: that is a no.
     pub fn consumed(&self, pair: u16, position: u16) -> bool {
-        let ring = self.ring(pair).map(Mutex::lock);
-        ring.is_none_or(|ring| ring.as_ref().is_none_or(|ring| ring.consumed(position)))
+        let Some(place) = self.ring(pair) else {
+            return true;
+        };
+        let ring = place.try_lock();
+        ring.is_some_and(|ring| ring.as_ref().is_none_or(|ring| ring.consumed(position)))
+    }
+
+    /// The position behind everything delivered to this pair, if the guest has yet to deal with some of it.
+    pub fn under_way(&self, pair: u16) -> Option<u16> {
+        let place = self.ring(pair)?.lock();
+        let ring = place.as_ref()?;
+        let position = ring.published();
+        (!ring.consumed(position)).then_some(position)
     }
 
     /// Puts a ring in its place, or takes it away. When this returns no worker is writing to what was there.
@@ -282,7 +293,7 @@ impl GuestQueues {
         let old = std::mem::replace(&mut *place.lock(), ring);
         let active = self.rings.iter().take_while(|r| r.lock().is_some()).count() as u16;
         self.steering.set_targets(active);
-        self.active.store(active, Ordering::Relaxed);
+        self.active.store(active, Ordering::Release);
         old
     }
 }

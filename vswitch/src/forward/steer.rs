@@ -16,7 +16,7 @@
 //! otherwise. In a full burst two frames are looked at, to learn from.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use vswitch_flowtable::{
@@ -28,6 +28,7 @@ use vswitch_vhost::PLAIN_HEAD_LEN;
 
 use super::decide::Ethernet;
 use super::group::List;
+use super::patience::Patience;
 use super::snapshot::{GuestQueues, Output, Port, Snapshot};
 use super::{BURST, PortRef, Vid};
 
@@ -40,10 +41,15 @@ pub struct Steering {
     table: ArcSwap<Indirection>,
     /// Counts the tables there have been.
     version: AtomicU32,
+    /// The last of them that had no more than one pair: then frames took that without being steered.
+    alone: AtomicU32,
     /// None if there is but one pair.
     pins: Option<Pins>,
     pairs: u16,
+    /// Flows are pinned to the pairs that the guest sends them on.
+    learning: AtomicBool,
     moved: MoveCounters,
+    patience: Patience,
 }
 
 /// [`Moves`] of all workers together.
@@ -66,6 +72,8 @@ pub struct Steered {
     pub refused: u64,
     /// How flows moved from pair to pair.
     pub moves: Moves,
+    /// Times that a sender's queue went to another worker before the guest had dealt with what that had sent.
+    pub unsettled: u64,
 }
 
 impl Steering {
@@ -74,13 +82,21 @@ impl Steering {
             hasher: FlowHasher::new(key),
             table: ArcSwap::from_pointee(Indirection::new(pairs)),
             version: AtomicU32::new(0),
+            alone: AtomicU32::new(0),
             pins: (pairs > 1).then(Pins::new),
             pairs,
+            learning: AtomicBool::new(true),
             moved: MoveCounters::default(),
+            patience: Patience::default(),
         }
     }
 
-    /// Pairs `0..active` are in use from now on.
+    /// How long others wait for this guest.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// Pairs `0..active` are in use from now on. Called by one thread at a time.
     pub(super) fn set_targets(&self, active: u16) {
         let before = self.table.load().shares().len() as u16;
         if active == 0 || active == before {
@@ -92,7 +108,11 @@ impl Steering {
             table.add(Target(target));
         }
         self.table.store(Arc::new(table));
-        self.version.fetch_add(1, Ordering::Release);
+        let version = self.version.load(Ordering::Relaxed).wrapping_add(1);
+        if active < 2 {
+            self.alone.store(version, Ordering::Relaxed);
+        }
+        self.version.store(version, Ordering::Release);
         if let Some(pins) = &self.pins {
             for target in active..before {
                 pins.forget(Target(target));
@@ -100,9 +120,23 @@ impl Steering {
         }
     }
 
+    /// Says whether flows are to go to the pair that the guest sends them on. If not, those that do go where their hash
+    /// says, in order.
+    pub fn set_learning(&self, learning: bool) {
+        self.learning.store(learning, Ordering::Relaxed);
+        if let Some(pins) = self.pins.as_ref().filter(|_| !learning) {
+            let table = self.table.load();
+            pins.release(|hash| table.select(hash.low()));
+        }
+    }
+
     /// Lets go of pins that nobody has used for seconds.
     pub fn sweep(&self, now: Micros) {
         if let Some(pins) = self.pins.as_ref().filter(|pins| !pins.is_empty()) {
+            if !self.learning.load(Ordering::Relaxed) {
+                // What a worker was just learning, or the table has changed for.
+                self.set_learning(false);
+            }
             pins.sweep(0..pins::SETS, now);
         }
     }
@@ -121,6 +155,7 @@ impl Steering {
                 forced: get(&self.moved.forced),
                 waited: get(&self.moved.waited),
             },
+            unsettled: self.patience.unsettled(),
         }
     }
 }
@@ -156,8 +191,8 @@ pub fn only(output: &Output, worker: usize) -> Option<u16> {
 pub struct Views {
     /// By place. None where there is nothing to steer.
     ports: Vec<Option<Box<PortView>>>,
-    /// Moves on, so that not always the same frame of a burst is learned from.
-    turn: usize,
+    /// Counts bursts.
+    burst: u32,
 }
 
 /// What one worker knows of one port.
@@ -166,9 +201,11 @@ struct PortView {
     /// Of the table it follows.
     version: u32,
     targets: u16,
+    /// The burst in which frames were found to have gone to the first pair alone, unsteered.
+    gathering: Option<u32>,
     view: View,
-    /// Where the frames of the burst went.
-    selected: [Option<Selection>; BURST],
+    /// Where the frames of the burst go, and by which bucket, until they are with the guest or dropped.
+    selected: [Option<(Selection, usize)>; BURST],
     /// As they were counted last.
     moves: Moves,
 }
@@ -212,36 +249,58 @@ impl Views {
             return 0;
         };
         let hash = steering.hasher.flow(&key);
+        let burst = self.burst;
         let (Some(view), Some(pins)) = (self.of(port), &steering.pins) else {
             let target = steering.table.load().select(hash.low());
             return target.map_or(0, |target| target.0);
         };
-        view.follow(steering);
-        let done = |target: Target, position: Position| queues.consumed(target.0, position.0);
+        if !view.follow(queues, burst, now) {
+            return 0;
+        }
+        let bucket = view.view.bucket(hash.low());
+        let selected = &view.selected;
+        let done = |target: Target, position: Position| {
+            // Frames of this burst are not with the guest before all have been selected for.
+            let unsent = selected.iter().take(i).flatten();
+            unsent.into_iter().all(|(_, other)| *other != bucket)
+                && queues.consumed(target.0, position.0)
+        };
         let selected = view.view.select_pinned(hash, pins, now, done);
         if let Some(slot) = view.selected.get_mut(i) {
-            *slot = selected;
+            *slot = selected.map(|selection| (selection, bucket));
         }
         selected.map_or(0, |selected| selected.target.0)
     }
 
-    /// The frames of a list are with the guest, and `position` is behind them in their ring.
+    /// What was in a list is with the guest, and the position behind it in the ring; or all was dropped, and there is none.
     #[inline]
-    pub fn sent(&mut self, port: &Port, list: List<'_>, position: u16, now: Micros) {
+    pub fn sent(&mut self, port: &Port, list: List<'_>, position: Option<u16>, now: Micros) {
+        let Output::Guest(queues) = &port.output else {
+            return;
+        };
+        if queues.pairs() < 2 {
+            return;
+        }
         let Some(view) = self.of(port) else { return };
         for filed in list.iter() {
             let selected = view.selected.get_mut(usize::from(filed.frame));
-            if let Some(selection) = selected.and_then(Option::take) {
+            if let (Some((selection, _)), Some(position)) =
+                (selected.and_then(Option::take), position)
+            {
                 view.view.sent(selection, Position(position), now);
             }
         }
         let moves = view.view.moves();
         if moves != view.moves {
-            if let Output::Guest(queues) = &port.output {
-                queues.steering().moved.add(view.moves, moves);
-            }
+            queues.steering().moved.add(view.moves, moves);
             view.moves = moves;
         }
+    }
+
+    /// A burst begins.
+    #[inline]
+    pub fn begin(&mut self) {
+        self.burst = self.burst.wrapping_add(1);
     }
 
     /// A guest sent a burst of `count` frames on this pair: what it tells about its flows.
@@ -257,14 +316,19 @@ impl Views {
         let Output::Guest(queues) = &port.output else {
             return;
         };
-        if queues.active() < 2 || count == 0 {
+        // A pair that gets nothing is none to steer to.
+        let steering = queues.steering();
+        if queues.active() < 2 || pair >= queues.active() || count == 0 {
             return;
         }
-        self.turn = self.turn.wrapping_add(1);
-        let one = self.turn % count;
+        if !steering.learning.load(Ordering::Relaxed) {
+            return;
+        }
+        // Not always the same.
+        let one = self.burst as usize % count;
         for i in (0..count).filter(|i| count <= FEW || *i == 0 || *i == one) {
             if let Some((head, len)) = head(i) {
-                learn_one(port, queues.steering(), pair, head, len, now);
+                learn_one(port, steering, pair, head, len, now);
             }
         }
     }
@@ -279,31 +343,47 @@ impl PortView {
             at,
             version,
             targets: table.shares().len() as u16,
+            gathering: None,
             view: View::with_pins(&table),
             selected: [None; BURST],
             moves: Moves::default(),
         }
     }
 
-    /// Follows the newest table.
+    /// Follows the newest table; false if the frame is to go to the first pair without more ado.
     #[inline]
-    fn follow(&mut self, steering: &Steering) {
-        let version = steering.version.load(Ordering::Acquire);
-        if version != self.version {
-            self.version = version;
-            self.follow_new(&steering.table.load());
-        }
+    fn follow(&mut self, queues: &GuestQueues, burst: u32, now: Micros) -> bool {
+        let version = queues.steering().version.load(Ordering::Acquire);
+        version == self.version || self.follow_new(version, queues, burst, now)
     }
 
     #[cold]
-    fn follow_new(&mut self, table: &Indirection) {
+    fn follow_new(&mut self, version: u32, queues: &GuestQueues, burst: u32, now: Micros) -> bool {
+        let steering = queues.steering();
+        // No newer table has been followed than one since which there was a time with one pair.
+        let alone = steering.alone.load(Ordering::Relaxed);
+        let unsteered = alone.wrapping_sub(self.version) as i32 >= 0;
+        if unsteered && self.gathering.is_none_or(|since| since == burst) {
+            // Of this burst, too, frames may have been filed for that pair; where they lie is known after the burst.
+            self.gathering = Some(burst);
+            return false;
+        }
+        self.gathering = None;
+        self.version = version;
+        let table = steering.table.load();
         let targets = table.shares().len() as u16;
         // All tables of a port have the same number of buckets.
-        let _ = self.view.adopt(table);
+        let _ = self.view.adopt(&table);
+        if unsteered {
+            let under_way = queues.under_way(0);
+            self.view
+                .gather(under_way.map(|at| (Target(0), Position(at))), now);
+        }
         for gone in targets..self.targets {
             self.view.lost(Target(gone));
         }
         self.targets = targets;
+        true
     }
 }
 

@@ -23,6 +23,7 @@ pub mod idle;
 pub mod node;
 mod queues;
 pub mod registry;
+mod settle;
 pub mod steward;
 pub mod vitals;
 

@@ -11,7 +11,7 @@
 //! has delivered and given back. Into guests' rings the next owner then writes behind the last one. A NIC has a transmit
 //! queue for each worker, and could send the next owner's frames first; so the move waits until the device is done with
 //! what the last owner has put there, [`SETTLE`] at most, and counts the times that this was not enough. A guest with
-//! several queues is waited for likewise, [`GUEST_SETTLE`] at most: workers know for themselves on which of them a flow is.
+//! several queues is waited for likewise, see [`settle_guests`]: workers know for themselves on which of them a flow is.
 //! Meanwhile the queue waits, unpolled: nothing is lost, nothing is reordered.
 //!
 //! **Numbers.** A worker keeps its number for life; a new one takes the lowest that is free. Counters are kept by number,
@@ -22,23 +22,19 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vswitch_flowtable::balance::Node;
-use vswitch_flowtable::steer::IDLE_MICROS;
 use vswitch_vhost::TxRing;
 
+use super::settle::settle_guests;
 use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
 use crate::mailbox::Mailbox;
 
 /// How long a move waits for a NIC to send what the last owner gave it.
 pub const SETTLE: Duration = Duration::from_micros(200);
-
-/// How long it waits for guests with several queues to deal with what they were given. As long as a flow without frames
-/// must have been so to move without more ado.
-pub const GUEST_SETTLE: Duration = Duration::from_micros(IDLE_MICROS);
 
 /// A worker as the configuration wants it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -274,7 +270,7 @@ impl Workers {
             return Err(MoveError::NoQueue);
         };
         self.settle_nics(from, to);
-        self.settle_guests();
+        settle_guests(&self.shared.snapshot.load());
         let table = self.table.lock();
         // It cannot have gone: a worker that leaves waits for what is on the way to it.
         let target = table.workers.get(to).and_then(Option::as_ref);
@@ -381,36 +377,12 @@ impl Workers {
         self.arrived.notify_all();
     }
 
-    /// Waits until guests with several queues have dealt with what they were given: workers know for themselves which of
-    /// the queues a flow is on, and the next owner may know another.
-    fn settle_guests(&self) {
-        let until = Instant::now() + GUEST_SETTLE;
-        let snapshot = self.shared.snapshot.load();
-        let mut under_way: Vec<_> = snapshot
-            .guests()
-            .filter(|guest| guest.active() > 1)
-            .flat_map(|guest| (0..guest.active()).map(move |pair| (guest, pair)))
-            .filter_map(|(guest, pair)| {
-                let place = guest.ring(pair)?.lock();
-                let position = place.as_ref()?.published();
-                Some((guest, pair, position))
-            })
-            .collect();
-        loop {
-            under_way.retain(|(guest, pair, position)| !guest.consumed(*pair, *position));
-            if under_way.is_empty() || Instant::now() >= until {
-                return;
-            }
-            thread::sleep(Duration::from_micros(50));
-        }
-    }
-
     /// Waits until NICs have sent what this worker gave them, if another uses other queues of theirs.
     fn settle_nics(&self, from: usize, to: usize) {
         #[cfg(feature = "dpdk")]
         {
             let snapshot = self.shared.snapshot.load();
-            let until = Instant::now() + SETTLE;
+            let until = std::time::Instant::now() + SETTLE;
             for nic in snapshot.nics() {
                 if !nic.settle(from, to, until) {
                     self.unsettled.fetch_add(1, Ordering::Relaxed);

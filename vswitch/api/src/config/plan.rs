@@ -205,7 +205,11 @@ fn effect_of(subject: &Subject, action: Action, key: &str) -> Effect {
         (Subject::Port(_), Action::Remove) => Effect::Reconnect,
         (Subject::Port(_), Action::Change) => match key.split('.').next() {
             Some("bridge" | "vlan" | "learning" | "link") => Effect::Live,
-            _ if key == "vhost-user.mac" || key.starts_with("vhost-user.offload.") => Effect::Live,
+            _ if matches!(key, "vhost-user.mac" | "vhost-user.receive-steering")
+                || key.starts_with("vhost-user.offload.") =>
+            {
+                Effect::Live
+            }
             _ => Effect::Reconnect,
         },
     }
@@ -380,6 +384,7 @@ ports:
         };
         vhost_user.offload.tso = false;
         vhost_user.offload.checksum = false;
+        vhost_user.receive_steering = super::super::ReceiveSteering::Hashed;
         assert_eq!(plan(&old, &new).effect(), Effect::Live);
         new.workers.clear();
         new.steering.rebalance = super::super::Rebalance::Off;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::status::WorkerQueue;
-use crate::config::{BusyPoll, Rebalance, Scale};
+use crate::config::{BusyPoll, Rebalance, ReceiveSteering, Scale};
 
 /// Result of `workers`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,38 @@ pub struct SteerStatus {
     pub unsettled: u64,
     /// The queues that frames are taken from.
     pub queues: Vec<SteeredQueue>,
+    /// The guests that may have several queue pairs, and how their flows are spread over them.
+    #[serde(default)]
+    pub guests: Vec<SteeredGuest>,
+}
+
+/// How the flows to a guest are spread over its queue pairs. Counts are those since the port was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SteeredGuest {
+    /// The port.
+    pub port: String,
+    /// Whether flows go to the pair that the guest sends them on.
+    pub receive_steering: ReceiveSteering,
+    /// Pairs it may have.
+    pub max_queue_pairs: u16,
+    /// Pairs it uses: 0 to one less than that.
+    pub active: u16,
+    /// For each of those, buckets of the table of hashes that lead there.
+    pub buckets: Vec<u32>,
+    /// Flows that go to the pair that the guest sends them on because they are pinned to it.
+    pub pins: u32,
+    /// Times that a flow was not pinned because the table of pins was full where it belongs.
+    pub pins_refused: u64,
+    /// Flows, or buckets of them, that changed their pair once the guest had dealt with what they were given before.
+    pub moved_completed: u64,
+    /// Those that changed it after 10 ms without a frame, the guest not telling how far it is.
+    pub moved_idle: u64,
+    /// Those that changed it because the guest took the pair out of use.
+    pub moved_forced: u64,
+    /// Frames that went to a flow's old pair because the guest had not dealt with those before.
+    pub waited: u64,
+    /// Times that a sender's queue went to another worker before this guest had dealt with what it had been given.
+    pub unsettled: u64,
 }
 
 /// A queue that frames are taken from.

@@ -1,0 +1,57 @@
+//! Waiting until guests have dealt with what they were given, before somebody else gives them more of the same flows.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::forward::Snapshot;
+use crate::forward::snapshot::GuestQueues;
+
+/// How often to look.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// A guest that has something left to deal with.
+struct Waiting<'a> {
+    guest: &'a GuestQueues,
+    /// No longer than that.
+    until: Instant,
+    /// Pairs, and the position behind what they were given.
+    pairs: Vec<(u16, u16)>,
+}
+
+/// Waits until guests with several queues have dealt with what they were given: workers know for themselves which of the
+/// queues a flow is on, and the next owner of a sender may know another. Each is waited for as long as its
+/// [patience](crate::forward::patience) allows.
+pub(super) fn settle_guests(snapshot: &Snapshot) {
+    let start = Instant::now();
+    let guests = snapshot.guests().filter(|guest| guest.active() > 1);
+    let mut waiting: Vec<Waiting<'_>> = guests
+        .filter_map(|guest| {
+            let pairs = (0..guest.active()).filter_map(|pair| Some((pair, guest.under_way(pair)?)));
+            let pairs: Vec<_> = pairs.collect();
+            let until = start + guest.steering().patience().left(start);
+            (!pairs.is_empty()).then_some(Waiting {
+                guest,
+                until,
+                pairs,
+            })
+        })
+        .collect();
+    loop {
+        let now = Instant::now();
+        waiting.retain_mut(|wait| {
+            let guest = wait.guest;
+            wait.pairs
+                .retain(|(pair, position)| !guest.consumed(*pair, *position));
+            let settled = wait.pairs.is_empty();
+            let over = settled || now >= wait.until;
+            if over {
+                guest.steering().patience().waited(start, now, settled);
+            }
+            !over
+        });
+        if waiting.is_empty() {
+            return;
+        }
+        thread::sleep(LOOK);
+    }
+}
