@@ -29,6 +29,9 @@ use vswitch_flowtable::balance::Node;
 use vswitch_flowtable::steer::IDLE_MICROS;
 use vswitch_vhost::TxRing;
 
+#[cfg(feature = "dpdk")]
+mod redirect;
+
 use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
 use crate::mailbox::Mailbox;
@@ -98,6 +101,8 @@ pub enum MoveError {
 /// All workers. See the module's page.
 pub struct Workers {
     shared: Arc<Shared>,
+    #[cfg(feature = "dpdk")]
+    retas: Mutex<BTreeMap<crate::forward::PortRef, Arc<crate::nic::Reta>>>,
     table: Mutex<Table>,
     /// Something has arrived or left.
     arrived: Condvar,
@@ -183,6 +188,8 @@ impl Workers {
     pub fn start(wanted: &[Wanted], shared: &Arc<Shared>) -> io::Result<Arc<Self>> {
         let workers = Arc::new(Workers {
             shared: Arc::clone(shared),
+            #[cfg(feature = "dpdk")]
+            retas: Mutex::default(),
             table: Mutex::default(),
             arrived: Condvar::new(),
             moves: AtomicU64::new(0),
@@ -274,7 +281,7 @@ impl Workers {
             return Err(MoveError::NoQueue);
         };
         self.settle_nics(from, to);
-        self.settle_guests();
+        self.settle_guests(Instant::now() + GUEST_SETTLE);
         let table = self.table.lock();
         // It cannot have gone: a worker that leaves waits for what is on the way to it.
         let target = table.workers.get(to).and_then(Option::as_ref);
@@ -382,9 +389,8 @@ impl Workers {
     }
 
     /// Waits until guests with several queues have dealt with what they were given: workers know for themselves which of
-    /// the queues a flow is on, and the next owner may know another.
-    fn settle_guests(&self) {
-        let until = Instant::now() + GUEST_SETTLE;
+    /// the queues a flow is on, and the next owner may know another. False if they had not by then.
+    fn settle_guests(&self, until: Instant) -> bool {
         let snapshot = self.shared.snapshot.load();
         let mut under_way: Vec<_> = snapshot
             .guests()
@@ -399,7 +405,7 @@ impl Workers {
         loop {
             under_way.retain(|(guest, pair, position)| !guest.consumed(*pair, *position));
             if under_way.is_empty() || Instant::now() >= until {
-                return;
+                return under_way.is_empty();
             }
             thread::sleep(Duration::from_micros(50));
         }
@@ -409,16 +415,21 @@ impl Workers {
     fn settle_nics(&self, from: usize, to: usize) {
         #[cfg(feature = "dpdk")]
         {
-            let snapshot = self.shared.snapshot.load();
-            let until = Instant::now() + SETTLE;
-            for nic in snapshot.nics() {
-                if !nic.settle(from, to, until) {
-                    self.unsettled.fetch_add(1, Ordering::Relaxed);
-                }
+            if !self.nics_settle(from, to, Instant::now() + SETTLE) {
+                self.unsettled.fetch_add(1, Ordering::Relaxed);
             }
         }
         #[cfg(not(feature = "dpdk"))]
         let _ = (from, to, &self.shared);
+    }
+
+    /// The same until this moment; false if some had not by then.
+    #[cfg(feature = "dpdk")]
+    fn nics_settle(&self, from: usize, to: usize, until: Instant) -> bool {
+        let snapshot = self.shared.snapshot.load();
+        // Every one of them, also after one was not done.
+        let late = snapshot.nics().filter(|nic| !nic.settle(from, to, until));
+        late.count() == 0
     }
 }
 
