@@ -129,8 +129,11 @@ impl World {
             let input = Input::Nic(Box::new(NicInput::new(rx, Arc::default(), None)));
             workers.attach(QueueKey { port: at(0), queue }, input, None);
         }
-        let owners: BTreeSet<_> = workers.queues().iter().map(|q| q.owner).collect();
-        assert_eq!(owners.len(), 2);
+        for queue in 0..2_u16 {
+            let key = QueueKey { port: at(0), queue };
+            workers.move_queue(key, queue.into()).unwrap();
+            assert_eq!(workers.owner(key), Some(queue.into()));
+        }
         let device = Soft::default();
         let reta = Reta::start(device.clone(), BUCKETS, 2).unwrap().unwrap();
         World {
