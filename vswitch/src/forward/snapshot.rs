@@ -215,6 +215,16 @@ pub enum Output {
 }
 
 impl Output {
+    /// The guest, if it is one.
+    #[inline]
+    pub fn guest(&self) -> Option<&Arc<GuestQueues>> {
+        match self {
+            Output::Guest(queues) => Some(queues),
+            #[cfg(feature = "dpdk")]
+            Output::Nic(_) => None,
+        }
+    }
+
     fn queues(&self) -> u16 {
         match self {
             Output::Guest(queues) => queues.rings.len() as u16,
