@@ -119,11 +119,7 @@ impl Snapshot {
     /// The ports that are guests.
     pub fn guests(&self) -> impl Iterator<Item = &Arc<GuestQueues>> {
         let outputs = self.ports.iter().flatten().map(|port| &port.output);
-        outputs.filter_map(|output| match output {
-            Output::Guest(queues) => Some(queues),
-            #[cfg(feature = "dpdk")]
-            Output::Nic(_) => None,
-        })
+        outputs.filter_map(Output::guest)
     }
 
     /// The ports that are NICs.
