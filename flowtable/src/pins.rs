@@ -45,7 +45,7 @@ pub const EXPIRY_MICROS: u64 = 3_000_000;
 const RENEW: u64 = 64;
 /// How old a stamp must be for the last use to be surely that long ago.
 const EXPIRY: u64 = EXPIRY_MICROS.div_ceil(TICK) + RENEW + 1;
-/// Hashes remembered as seen once.
+/// Hashes remembered as seen once, in sets of [`WAYS`].
 const SEEN: usize = 1024;
 
 /// A pin as a lookup found it.
@@ -95,8 +95,8 @@ pub enum Learned {
 #[derive(Debug)]
 pub struct Pins {
     sets: Box<[Set]>,
-    /// Tags of flows, by their hash: one packet was seen that wanted a pin.
-    seen: Box<[AtomicU32]>,
+    /// By their hash, flows of which one packet was seen that wanted a pin.
+    seen: Box<[Seen]>,
     /// Words that are claimed or live.
     used: AtomicUsize,
     refused: AtomicU64,
@@ -106,6 +106,13 @@ pub struct Pins {
 #[repr(align(64))]
 struct Set {
     ways: [Way; WAYS],
+}
+
+/// Tags of flows, the newest first.
+#[derive(Default, Debug)]
+#[repr(align(16))]
+struct Seen {
+    tags: [AtomicU32; WAYS],
 }
 
 #[derive(Default, Debug)]
@@ -203,6 +210,22 @@ impl Way {
     }
 }
 
+impl Seen {
+    /// Whether this one was seen lately. If not it was now, and the oldest is forgotten; so a few flows that take turns do
+    /// not forget each other. Workers that do this at once may lose one of theirs, which is seen again.
+    fn again(&self, tag: u32) -> bool {
+        let tags = &self.tags;
+        if tags.iter().any(|seen| seen.load(Ordering::Relaxed) == tag) {
+            return true;
+        }
+        for (newer, older) in tags.iter().zip(&tags[1..]).rev() {
+            older.store(newer.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        tags[0].store(tag, Ordering::Relaxed);
+        false
+    }
+}
+
 impl Default for Pins {
     fn default() -> Self {
         Self::new()
@@ -215,7 +238,7 @@ impl Pins {
     pub fn new() -> Self {
         Self {
             sets: (0..SETS).map(|_| Set::default()).collect(),
-            seen: (0..SEEN).map(|_| AtomicU32::new(0)).collect(),
+            seen: (0..SEEN / WAYS).map(|_| Seen::default()).collect(),
             used: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
         }
@@ -262,11 +285,9 @@ impl Pins {
         if queue == says {
             return Learned::Agrees;
         }
-        let tag = hash.tag() | 1;
-        if let Some(seen) = self.seen.get(hash.low() as usize % SEEN)
-            && seen.load(Ordering::Relaxed) != tag
+        if let Some(seen) = self.seen.get(hash.low() as usize % (SEEN / WAYS))
+            && !seen.again(hash.tag() | 1)
         {
-            seen.store(tag, Ordering::Relaxed);
             return Learned::Seen;
         }
         self.insert(hash, queue, now)

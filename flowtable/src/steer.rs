@@ -157,18 +157,23 @@ impl View {
         }
     }
 
-    /// The bucket of a hash.
+    /// How many buckets there are, a power of two: a hash's low bits name its bucket.
     #[inline]
     #[must_use]
-    pub fn bucket(&self, hash: u32) -> usize {
+    pub const fn buckets(&self) -> usize {
+        self.buckets.len()
+    }
+
+    #[inline]
+    fn bucket(&self, hash: u32) -> usize {
         hash as usize & (self.buckets.len() - 1)
     }
 
     /// Where a packet with this hash goes now; `None` only if there is no target at all.
     ///
     /// `completed(target, position)` is asked at most once, and only if a move waits: whether `target` is done with the
-    /// packet that was given this position, and with all before it. It must say no while a packet of the bucket, pinned or
-    /// not, is selected for and not yet queued.
+    /// packet that was given this position, and with all before it. It must say no while a packet of the same flow, or
+    /// unpinned of the same bucket, is selected for and not yet queued.
     #[inline]
     pub fn select(
         &mut self,
@@ -197,7 +202,20 @@ impl View {
         now: Micros,
         completed: impl FnOnce(Target, Position) -> bool,
     ) -> Option<Selection> {
-        match pins.lookup(hash, now) {
+        self.select_by(hash, pins.lookup(hash, now), pins, now, completed)
+    }
+
+    /// The same for who has looked the pin up already. With one, `completed` need not mind other flows of the bucket.
+    #[inline]
+    pub fn select_by(
+        &mut self,
+        hash: FlowHash,
+        pin: Option<Pin>,
+        pins: &Pins,
+        now: Micros,
+        completed: impl FnOnce(Target, Position) -> bool,
+    ) -> Option<Selection> {
+        match pin {
             Some(pin) => self.follow_pin(hash, &pin, pins, now, completed),
             None => self.select(hash.low(), now, completed),
         }
@@ -231,7 +249,7 @@ impl View {
             (false, Target::NONE) => at.wanted,
             (false, current) => current,
         };
-        let redundant = wanted == at.current && at.current == at.wanted;
+        let redundant = wanted == at.wanted && (at.current == wanted || at.current == Target::NONE);
         if place.current == wanted && redundant {
             // The pin says what the bucket says. Once the flow has no packet under way the bucket's tail need not know of it.
             let over = completed(place.current, place.tail.position) || place.tail.idle(now);

@@ -28,6 +28,7 @@ mod regressions;
 mod restarts;
 mod sessions;
 mod setup;
+mod steering;
 mod vlans;
 mod wakeups;
 mod workers;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         disturbance::CASES,
         conversation::CASES,
         multiqueue::CASES,
+        steering::CASES,
         nic::CASES,
         wakeups::CASES,
         config::CASES,

@@ -258,3 +258,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn flows_that_take_turns_are_pinned() {
+    let pins = Pins::new();
+    // Of one set, both of what was seen and of pins.
+    let flow = |n: u64| FlowHash(n << 44 | 5);
+    for round in 0..2 {
+        for n in 1..=4 {
+            let learned = pins.learn(flow(n), Target(1), Target(0), Micros(1));
+            let expected = [Learned::Seen, Learned::Pinned][round];
+            assert_eq!(learned, expected, "flow {n}");
+        }
+    }
+    // What the table would do without them.
+    assert_eq!(
+        pins.release(|hash| (hash == flow(2)).then_some(Target(0))),
+        1
+    );
+    assert_eq!(pins.release(|_| Some(Target(0))), 3);
+    let target = |n| pins.lookup(flow(n), Micros(1)).map(|pin| pin.target());
+    assert!((1..=4).all(|n| target(n) == Some(Target(0))));
+}

@@ -329,21 +329,25 @@ proptest! {
                     view.sent(selection, position, now);
                 }
                 Step::Burst(flows, (target, count), (learned, queue)) => {
-                    let mut filed: Vec<(usize, Selection)> = Vec::new();
+                    let mut filed: Vec<(usize, bool, Selection)> = Vec::new();
                     for (i, flow) in flows.iter().copied().enumerate() {
                         if i == flows.len() / 2 {
                             prop_assert!(queues.serve(Target(target), count));
                             pins.pin(flow_hash(learned), Target(queue), now);
                         }
-                        let unsent = filed.iter().any(|(other, _)| other % 8 == flow % 8);
+                        let pin = pins.lookup(flow_hash(flow), now);
+                        let bare = pin.is_none();
+                        let unsent = filed.iter().any(|(other, other_bare, _)| {
+                            *other == flow || bare && *other_bare && other % 8 == flow % 8
+                        });
                         let done = |target, position| !unsent && queues.completed(target, position);
-                        let selection = view.select_pinned(flow_hash(flow), &pins, now, done);
+                        let selection = view.select_by(flow_hash(flow), pin, &pins, now, done);
                         prop_assert!(selection.is_some());
-                        filed.push((flow, selection.unwrap()));
+                        filed.push((flow, bare, selection.unwrap()));
                     }
                     // Target by target, as bursts are delivered.
-                    filed.sort_by_key(|(_, selection)| selection.target);
-                    for (flow, selection) in filed {
+                    filed.sort_by_key(|(.., selection)| selection.target);
+                    for (flow, _, selection) in filed {
                         numbers[flow] += 1;
                         let position = queues.put(selection.target, (flow, numbers[flow]));
                         view.sent(selection, position, now);

@@ -204,10 +204,19 @@ struct PortView {
     /// The burst in which frames were found to have gone to the first pair alone, unsteered.
     gathering: Option<u32>,
     view: View,
-    /// Where the frames of the burst go, and by which bucket, until they are with the guest or dropped.
-    selected: [Option<(Selection, usize)>; BURST],
+    /// The frames of the burst, until they are with the guest or dropped.
+    selected: [Option<Filed>; BURST],
     /// As they were counted last.
     moves: Moves,
+}
+
+/// Where a frame of the burst goes.
+#[derive(Clone, Copy)]
+struct Filed {
+    selection: Selection,
+    hash: FlowHash,
+    /// By its bucket, not by a pin.
+    bare: bool,
 }
 
 impl Views {
@@ -257,19 +266,28 @@ impl Views {
         if !view.follow(queues, burst, now) {
             return 0;
         }
-        let bucket = view.view.bucket(hash.low());
-        let selected = &view.selected;
+        let pin = pins.lookup(hash, now);
+        let bare = pin.is_none();
+        let buckets = view.view.buckets();
+        let PortView { view, selected, .. } = view;
+        let earlier = selected.iter().take(i).flatten();
         let done = |target: Target, position: Position| {
             // Frames of this burst are not with the guest before all have been selected for.
-            let unsent = selected.iter().take(i).flatten();
-            unsent.into_iter().all(|(_, other)| *other != bucket)
-                && queues.consumed(target.0, position.0)
+            let unsent = |filed: &Filed| {
+                let bits = filed.hash.low() ^ hash.low();
+                filed.hash == hash || bare && filed.bare && bits as usize & (buckets - 1) == 0
+            };
+            !earlier.into_iter().any(unsent) && queues.consumed(target.0, position.0)
         };
-        let selected = view.view.select_pinned(hash, pins, now, done);
-        if let Some(slot) = view.selected.get_mut(i) {
-            *slot = selected.map(|selection| (selection, bucket));
+        let selection = view.select_by(hash, pin, pins, now, done);
+        if let Some(slot) = selected.get_mut(i) {
+            *slot = selection.map(|selection| Filed {
+                selection,
+                hash,
+                bare,
+            });
         }
-        selected.map_or(0, |selected| selected.target.0)
+        selection.map_or(0, |selection| selection.target.0)
     }
 
     /// What was in a list is with the guest, and the position behind it in the ring; or all was dropped, and there is none.
@@ -284,10 +302,8 @@ impl Views {
         let Some(view) = self.of(port) else { return };
         for filed in list.iter() {
             let selected = view.selected.get_mut(usize::from(filed.frame));
-            if let (Some((selection, _)), Some(position)) =
-                (selected.and_then(Option::take), position)
-            {
-                view.view.sent(selection, Position(position), now);
+            if let (Some(filed), Some(position)) = (selected.and_then(Option::take), position) {
+                view.view.sent(filed.selection, Position(position), now);
             }
         }
         let moves = view.view.moves();
