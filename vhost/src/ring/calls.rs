@@ -228,3 +228,6 @@ fn asks<L: Layout>((layout, at, used): Asked<'_, L>, heard: &mut Option<GuestAsk
     *heard = Some(asks);
     asks
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ pub(super) fn show(list: &CoalesceList, all: bool, paint: Paint) -> String {
 
 fn one(port: &CoalescedPort, all: bool, paint: Paint) -> String {
     let mut out = format!(
-        "{}: {}\n  receive {}pps, {}interrupts/s; transmit {}pps, {}interrupts/s\n",
+        "{}: {}\n  receive {}pps, interrupts {}/s; transmit {}pps, interrupts {}/s\n",
         paint.strong(&port.port),
         words(&port.coalesce),
         scaled(port.rx_pps),
@@ -44,10 +44,9 @@ fn one(port: &CoalescedPort, all: bool, paint: Paint) -> String {
     ]);
     for ring in &port.rings {
         let time = |ns: Option<u32>| ns.map_or_else(|| "-".into(), |ns| delay(ns.into()));
-        let counted = ring.calls > 0;
         let below = |ns: u64| {
-            if counted {
-                format!("<{}", delay(ns))
+            if ring.calls > 0 {
+                bound(ns)
             } else {
                 "-".into()
             }
@@ -87,20 +86,14 @@ fn distribution(port: &CoalescedPort, paint: Paint) -> String {
         let used = ring.delays.iter().rposition(|&n| n > 0);
         let Some(last) = used else { continue };
         for (bucket, count) in ring.delays.iter().enumerate().take(last + 1) {
-            let open = bucket + 1 == ring.delays.len();
-            let bound = if open {
-                format!(">={}", delay(512 << bucket))
-            } else {
-                format!("<{}", delay(1024 << bucket))
-            };
-            table.row([bound, grouped(*count)]);
+            table.row([bound(1024 << bucket), grouped(*count)]);
         }
         out += &format!("{name}\n{}", table.render(paint));
     }
     out
 }
 
-/// `vm1 rx/0` as the guest sees it.
+/// `receive/0`, as the guest sees it.
 fn name(ring: &CoalescedRing) -> String {
     let direction = match ring.direction {
         RingDirection::Receive => "receive",
@@ -124,6 +117,15 @@ fn reasons(ring: &CoalescedRing) -> String {
         .into_iter()
         .map(|(reason, count)| format!("{reason} {}", grouped(*count)));
     or_dash(&words.collect::<Vec<_>>().join(", "))
+}
+
+/// The end of a bucket; the last one has none.
+fn bound(ns: u64) -> String {
+    if ns >= 1024 << 11 {
+        format!(">={}", delay(ns / 2))
+    } else {
+        format!("<{}", delay(ns))
+    }
 }
 
 /// Nanoseconds, to two digits.
@@ -164,7 +166,7 @@ pub(super) fn change(
         .iter()
         .map(|s| (s.key.as_str(), s.value.as_deref()));
     let mut settings: Vec<_> = policy.into_iter().chain(settings).collect();
-    // First the policy: it begins without figures.
+    // First the policy, because it begins without figures.
     settings.sort_by_key(|(key, _)| *key != "policy");
     settings
         .into_iter()

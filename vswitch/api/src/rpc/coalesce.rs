@@ -103,7 +103,8 @@ pub struct CoalescedRing {
     /// Interrupts by the delay they added to the first frame they tell of: the first entry below 1,024 ns, each further one
     /// below twice the one before, the last without end.
     pub delays: Vec<u64>,
-    /// What half of the delays stayed below, nanoseconds; 0 without interrupts.
+    /// What half of the delays stayed below, nanoseconds; 0 without interrupts. The last entry's end, 2,097,152, stands for
+    /// all that is longer, too.
     pub delay_p50_ns: u64,
     /// What 99 of 100 stayed below.
     pub delay_p99_ns: u64,
