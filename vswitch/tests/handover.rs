@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use vswitch::forward::counters::{PortCounters, Totals};
 use vswitch::forward::fdb::{CoarseSecond, FdbWriter};
 use vswitch::forward::learn;
-use vswitch::forward::snapshot::{BridgeSpec, GuestQueues, PortSpec};
+use vswitch::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, PortSpec};
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BridgeIndex, Output, PortIndex, PortRef, Snapshot, Vid};
 use vswitch::mailbox::Mailbox;
@@ -130,6 +130,7 @@ impl World {
                 learning: false,
                 admin_up: true,
                 offloads: Accepts::default(),
+                coalesce: Coalesce::default(),
                 output: Output::Guest(Arc::clone(&queues)),
                 counters: blocks,
             }));

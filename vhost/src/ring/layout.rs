@@ -135,6 +135,9 @@ pub(crate) trait Layout: Sized {
     /// published until there, in which an event is expressed.
     fn asks(&self, at: Position, published: u16) -> GuestAsks;
 
+    /// Entries on offer from `at` on, for those who need to know only whether there are `enough`: a guess beyond that.
+    fn room(&self, at: Position, enough: u16) -> u16;
+
     /// Whether the guest offers at least `count` entries from `at` on; `count` is 1 to the ring's size.
     fn offers(&self, at: Position, count: u16) -> bool;
 

@@ -349,6 +349,8 @@ fn requests_say_what_was_asked() {
             "steer.set",
             json!({"port": "vm1", "queue": 0}),
         ),
+        ("coalesce show vm1", "coalesce.show", json!({"port": "vm1"})),
+        ("coalesce show --all", "coalesce.show", json!({})),
         ("fdb flush --port vm1", "fdb.flush", json!({"port": "vm1"})),
         ("counters vm1", "counters", json!({"port": "vm1"})),
     ] {

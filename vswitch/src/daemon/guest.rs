@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vswitch_api::config::{Offload, ReceiveSteering, SocketMode, VhostUser};
+use vswitch_api::config::{Coalesce, Offload, ReceiveSteering, SocketMode, VhostUser};
 use vswitch_packet::Accepts;
 use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features};
 
@@ -276,6 +276,11 @@ impl GuestPort {
     pub fn set_receive_steering(&mut self, steering: ReceiveSteering) {
         self.config.receive_steering = steering;
         self.queues.steering().set_learning(learns(steering));
+    }
+
+    /// Changes when the guest is called, from the next snapshot on.
+    pub fn set_coalesce(&mut self, coalesce: Coalesce) {
+        self.config.coalesce = coalesce;
     }
 
     /// What may be left to the guest, if it negotiated it.

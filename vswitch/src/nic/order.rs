@@ -22,7 +22,7 @@ use super::reta::tests::Soft;
 use super::{DESCRIPTORS, NicInput, NicOutput, Reta};
 use crate::forward::fdb::FdbWriter;
 use crate::forward::learn::{self, LearnMailbox};
-use crate::forward::snapshot::{BridgeSpec, GuestQueues, Output, PortSpec, Snapshot};
+use crate::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, Output, PortSpec, Snapshot};
 use crate::forward::vlan::VlanRule;
 use crate::forward::{BridgeIndex, PortIndex, PortRef};
 use crate::mailbox::Mailbox;
@@ -52,6 +52,7 @@ fn spec(n: u16, output: Output) -> PortSpec {
         learning: false,
         admin_up: true,
         offloads: Accepts::default(),
+        coalesce: Coalesce::default(),
         output,
         counters: Arc::new([Arc::default(), Arc::default()]),
     }

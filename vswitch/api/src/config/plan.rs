@@ -206,7 +206,8 @@ fn effect_of(subject: &Subject, action: Action, key: &str) -> Effect {
         (Subject::Port(_), Action::Change) => match key.split('.').next() {
             Some("bridge" | "vlan" | "learning" | "link") => Effect::Live,
             _ if matches!(key, "vhost-user.mac" | "vhost-user.receive-steering")
-                || key.starts_with("vhost-user.offload.") =>
+                || key.starts_with("vhost-user.offload.")
+                || key.starts_with("vhost-user.coalesce.") =>
             {
                 Effect::Live
             }
@@ -385,6 +386,8 @@ ports:
         vhost_user.offload.tso = false;
         vhost_user.offload.checksum = false;
         vhost_user.receive_steering = super::super::ReceiveSteering::Hashed;
+        vhost_user.coalesce.policy = super::super::CoalescePolicy::PerBurst;
+        vhost_user.coalesce.rx_usecs = Some(7);
         assert_eq!(plan(&old, &new).effect(), Effect::Live);
         new.workers.clear();
         new.steering.rebalance = super::super::Rebalance::Off;
