@@ -246,7 +246,8 @@ impl Offloads {
 /// Takes away what a driver claims and does badly.
 ///
 /// A tap's segmentation is software in the driver, no faster than ours, and the one of DPDK 24.11
-/// sends nothing: it never makes the pools it takes segments from.
+/// sends nothing: it never makes the pools it takes segments from. Its hash is for flow rules alone: frames come to the
+/// queue that the kernel chooses.
 ///
 /// # Safety
 ///
@@ -257,6 +258,7 @@ pub(crate) unsafe fn correct(info: &mut dpdk_sys::rte_eth_dev_info) {
         && unsafe { CStr::from_ptr(info.driver_name) }.to_bytes() == TAP.as_bytes();
     if tap {
         info.tx_offload_capa &= !dpdk_sys::DPDK_TX_OFFLOAD_TCP_TSO;
+        info.flow_type_rss_offloads = 0;
     }
 }
 

@@ -51,6 +51,11 @@ impl NicInput {
         Some((fd, self.queue.wake() == Wake::Readable))
     }
 
+    /// It wakes, as often as it is asked, for as long as there are frames that were not read.
+    pub fn stays_readable(&self) -> bool {
+        self.queue.wake() == Wake::Readable
+    }
+
     /// Asks to be woken by the next frame; true if it will be. What has come before does not wake.
     pub fn arm(&mut self) -> bool {
         self.queue.arm()

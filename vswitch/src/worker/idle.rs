@@ -142,15 +142,16 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, kick);
     }
 
-    /// Sleeps until something happens, or for `at_most`.
-    pub fn wait(&self, at_most: Option<Duration>) {
+    /// Sleeps until something happens, or for `at_most`; true if something did.
+    pub fn wait(&self, at_most: Option<Duration>) -> bool {
         let at_most = at_most.map(|d| Timespec {
             tv_sec: d.as_secs() as i64,
             tv_nsec: i64::from(d.subsec_nanos()),
         });
         // Which queue it was does not matter: all are polled. An interrupted wait is a needless turn, nothing more.
         let mut events = [MaybeUninit::uninit(); 16];
-        let _ = epoll::wait(&self.epoll, &mut events, at_most.as_ref());
+        epoll::wait(&self.epoll, &mut events, at_most.as_ref())
+            .is_ok_and(|(seen, _)| !seen.is_empty())
     }
 }
 

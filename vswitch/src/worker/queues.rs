@@ -3,6 +3,8 @@
 use std::sync::Arc;
 #[cfg(feature = "dpdk")]
 use std::sync::mpsc::SyncSender;
+#[cfg(feature = "dpdk")]
+use std::time::Duration;
 use std::time::Instant;
 
 use vswitch_coalesce::{Action, Burst};
@@ -169,7 +171,14 @@ pub(super) struct Queues {
     #[cfg(feature = "dpdk")]
     nics: Vec<Owned<crate::nic::NicInput>>,
     poller: Poller,
+    /// Something has woken the worker, and there has been nothing to do since.
+    #[cfg(feature = "dpdk")]
+    in_vain: bool,
 }
+
+/// A tap's driver reads only after a signal, which some other thread has to take. It may want this worker's core.
+#[cfg(feature = "dpdk")]
+const SIGNAL: Duration = Duration::from_micros(20);
 
 impl Queues {
     /// No queues yet.
@@ -179,6 +188,8 @@ impl Queues {
             #[cfg(feature = "dpdk")]
             nics: Vec::new(),
             poller,
+            #[cfg(feature = "dpdk")]
+            in_vain: false,
         }
     }
 
@@ -322,6 +333,10 @@ impl Queues {
             }
         }
         forwarder.tend(snapshot, nanos(*clock));
+        #[cfg(feature = "dpdk")]
+        {
+            self.in_vain &= !worked;
+        }
         worked
     }
 
@@ -399,7 +414,17 @@ impl Queues {
     pub(super) fn wait(&mut self) {
         let timed = self.guests.iter().any(|q| q.timed);
         #[cfg(feature = "dpdk")]
+        if self.in_vain && self.nics.iter().any(|q| q.queue.stays_readable()) {
+            std::thread::sleep(SIGNAL);
+        }
+        #[cfg(feature = "dpdk")]
         let timed = timed || self.nics.iter().any(|q| q.timed || q.gate.is_pending());
-        self.poller.wait(timed.then_some(TIMER));
+        let woken = self.poller.wait(timed.then_some(TIMER));
+        #[cfg(feature = "dpdk")]
+        {
+            self.in_vain = woken;
+        }
+        #[cfg(not(feature = "dpdk"))]
+        let _ = woken;
     }
 }
