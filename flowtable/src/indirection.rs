@@ -65,6 +65,16 @@ impl Indirection {
         }
     }
 
+    /// A table of so many buckets, as a NIC's has them, without a target yet. `None` if that is no power of two or more than
+    /// [`MAX_BUCKETS`].
+    #[must_use]
+    pub fn of_size(buckets: usize) -> Option<Self> {
+        (buckets.is_power_of_two() && buckets <= MAX_BUCKETS).then(|| Self {
+            buckets: vec![Target(0); buckets].into_boxed_slice(),
+            shares: Vec::new(),
+        })
+    }
+
     /// Where this hash goes; `None` only if there is no target at all.
     #[inline]
     #[must_use]
@@ -263,6 +273,21 @@ mod tests {
             (u16::MAX, MAX_BUCKETS),
         ] {
             assert_eq!(Indirection::new(targets).buckets(), buckets);
+        }
+    }
+
+    #[test]
+    fn a_table_of_a_nics_size() {
+        for none in [0, 3, 96, MAX_BUCKETS * 2] {
+            assert_eq!(Indirection::of_size(none), None);
+        }
+        for size in [1, 64, 128, 2048] {
+            let mut table = Indirection::of_size(size).unwrap();
+            for target in 0..3 {
+                table.add(Target(target));
+                assert_full_and_even(&table);
+            }
+            assert_eq!(table.buckets(), size);
         }
     }
 

@@ -6,6 +6,7 @@
 //!
 //! Frames from a NIC are read where they lie, trains of TCP segments as one frame where the receiver takes that ([`gro`]);
 //! frames to a NIC are copied into packet buffers, which is their one copy.
+//! Flows are spread over receive queues by the device; its table is the switch's to write ([`reta`]).
 //! What a sender left to offloads the device does where it can ([`request`]), and software where not, with the same
 //! result.
 //!
@@ -17,26 +18,31 @@ use std::time::SystemTime;
 
 use vswitch_api::config::{self, AdminLink};
 use vswitch_api::rpc;
-use vswitch_dpdk::{Capabilities, Device, DeviceArg, PortConfig, RxQueue};
+use vswitch_dpdk::{Capabilities, Device, DeviceArg, PortConfig, RxQueue, Wake};
 use vswitch_flowtable::balance::Node;
 
 use self::dpdk::PoolUse;
+use self::reta::Sampler;
 use crate::forward::PortRef;
 use crate::worker::{Input, QueueKey, Workers};
 
 mod dpdk;
 mod gro;
 mod input;
+#[cfg(test)]
+mod order;
 mod output;
 mod request;
+mod reta;
 
 pub use dpdk::adopt_thread;
 pub use gro::receiver;
 pub use input::{NicBurst, NicInput, SEGMENTS};
 pub use output::NicOutput;
+pub use reta::Reta;
 
 /// Descriptors of a queue.
-const DESCRIPTORS: u16 = 1024;
+pub(crate) const DESCRIPTORS: u16 = 1024;
 
 /// Why a device cannot be a port.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +73,7 @@ pub struct NicPort {
     waiting: Vec<RxQueue>,
     rx_queues: u16,
     output: Arc<NicOutput>,
+    reta: Option<Arc<Reta>>,
     bad_checksums: Arc<AtomicU64>,
     since: SystemTime,
     // After the device, which has its buffers.
@@ -98,16 +105,25 @@ impl NicPort {
                 tx_descriptors: DESCRIPTORS,
                 mtu,
                 promiscuous: true,
+                rss: (config.rss == config::Rss::Auto).then_some(reta::KEY),
             },
             pool.pool(),
         )?;
         let output = NicOutput::new(started.port.capabilities().tx, started.tx, pool.pool());
+        let reta = match started.port.reta() {
+            Some(device) => {
+                let (size, queues) = (device.size(), device.queues());
+                Reta::start(device, size, queues)?
+            }
+            None => None,
+        };
         Ok(NicPort {
             config: config.clone(),
             port: started.port,
             rx_queues: started.rx.len() as u16,
             waiting: started.rx,
             output: Arc::new(output),
+            reta,
             bad_checksums: Arc::default(),
             since: SystemTime::now(),
             _pool: pool,
@@ -118,15 +134,26 @@ impl NicPort {
     pub fn start(&mut self, at: PortRef, workers: &Workers) {
         let node = self.port.capabilities().node;
         let node = node.and_then(|n| u8::try_from(n).ok()).map(Node);
+        let hashes = self.port.capabilities().rx.rss_hash;
+        let reta = self.reta.as_ref();
         for (queue, rx) in (0..).zip(self.waiting.drain(..)) {
-            let input = NicInput::new(rx, Arc::clone(&self.bad_checksums));
+            let counted = reta.filter(|_| hashes);
+            let sampler = counted.map(|reta| Sampler::new(Arc::clone(reta), queue));
+            let input = NicInput::new(rx, Arc::clone(&self.bad_checksums), sampler);
             let key = QueueKey { port: at, queue };
             workers.attach(key, Input::Nic(Box::new(input)), node);
+        }
+        if let Some(reta) = reta {
+            workers.add_reta(at, Arc::clone(reta));
         }
     }
 
     /// Takes every queue back; the device is closed with the port.
     pub fn stop(&mut self, at: PortRef, workers: &Workers) {
+        workers.remove_reta(at);
+        if let Some(reta) = &self.reta {
+            reta.close();
+        }
         for queue in 0..self.rx_queues {
             drop(workers.detach(QueueKey { port: at, queue }));
         }
@@ -174,11 +201,36 @@ impl NicPort {
             speed_mbps: self.port.link().ok().and_then(|l| l.speed_mbps),
             queues: self.rx_queues,
             tx_queues: self.output.queues(),
+            rss: self.rss(),
+            wakes: self.port.wakes().iter().map(wake).collect(),
             offloads: offloads(self.port.capabilities()),
             bad_checksums: self.bad_checksums.load(Ordering::Relaxed),
             missed: stats.rx_missed + stats.rx_no_buffers,
             errors: stats.rx_errors + stats.tx_errors,
         }
+    }
+}
+
+impl NicPort {
+    /// How it spreads flows, for people.
+    fn rss(&self) -> Option<rpc::RssStatus> {
+        let rss = self.port.rss()?;
+        let reta = self.reta.as_ref();
+        let (moves, late) = reta.map_or((0, 0), |reta| reta.moves());
+        Some(rpc::RssStatus {
+            hash: rss.types.names().map(str::to_owned).collect(),
+            symmetric: rss.own_key,
+            buckets: reta.map_or_else(Vec::new, |reta| reta.buckets()),
+            moves,
+            late,
+        })
+    }
+}
+
+fn wake(of: &Wake) -> rpc::QueueWake {
+    match of {
+        Wake::None => rpc::QueueWake::Timer,
+        Wake::Interrupt | Wake::Readable => rpc::QueueWake::Interrupt,
     }
 }
 

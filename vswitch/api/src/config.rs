@@ -674,6 +674,20 @@ pub struct DpdkPort {
     /// Queue pairs, 1 to 64. Default 1.
     #[serde(default = "DpdkPort::default_queues")]
     pub queues: u16,
+    /// Who spreads flows over several receive queues. Default `auto`.
+    #[serde(default)]
+    pub rss: Rss,
+}
+
+/// Who spreads flows over the receive queues of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rss {
+    /// The device by a hash, as the switch sets it up, as far as it can.
+    #[default]
+    Auto,
+    /// The device, as it does when nobody asks it for anything.
+    Off,
 }
 
 impl DpdkPort {
@@ -682,6 +696,7 @@ impl DpdkPort {
         Self {
             device: device.into(),
             queues: Self::default_queues(),
+            rss: Rss::default(),
         }
     }
 

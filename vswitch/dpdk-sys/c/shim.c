@@ -96,6 +96,11 @@ void dpdk_mbuf_free(struct rte_mbuf *mbuf)
 	rte_pktmbuf_free(mbuf);
 }
 
+void dpdk_conf_rx_interrupts(struct rte_eth_conf *conf, int on)
+{
+	conf->intr_conf.rxq = on != 0;
+}
+
 int dpdk_link_get(uint16_t port, struct dpdk_link *link)
 {
 	struct rte_eth_link raw;

@@ -63,6 +63,23 @@ static const uint64_t DPDK_TX_OFFLOAD_TCP_TSO = RTE_ETH_TX_OFFLOAD_TCP_TSO;
 static const uint64_t DPDK_TX_OFFLOAD_MULTI_SEGS = RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
 static const uint64_t DPDK_TX_OFFLOAD_FAST_FREE = RTE_ETH_TX_OFFLOAD_MBUF_FAST_FREE;
 
+/* What of a frame a device hashes to choose a receive queue. */
+static const uint64_t DPDK_RSS_IPV4 = RTE_ETH_RSS_IPV4;
+static const uint64_t DPDK_RSS_FRAG_IPV4 = RTE_ETH_RSS_FRAG_IPV4;
+static const uint64_t DPDK_RSS_NONFRAG_IPV4_TCP = RTE_ETH_RSS_NONFRAG_IPV4_TCP;
+static const uint64_t DPDK_RSS_NONFRAG_IPV4_UDP = RTE_ETH_RSS_NONFRAG_IPV4_UDP;
+static const uint64_t DPDK_RSS_NONFRAG_IPV4_SCTP = RTE_ETH_RSS_NONFRAG_IPV4_SCTP;
+static const uint64_t DPDK_RSS_NONFRAG_IPV4_OTHER = RTE_ETH_RSS_NONFRAG_IPV4_OTHER;
+static const uint64_t DPDK_RSS_IPV6 = RTE_ETH_RSS_IPV6;
+static const uint64_t DPDK_RSS_FRAG_IPV6 = RTE_ETH_RSS_FRAG_IPV6;
+static const uint64_t DPDK_RSS_NONFRAG_IPV6_TCP = RTE_ETH_RSS_NONFRAG_IPV6_TCP;
+static const uint64_t DPDK_RSS_NONFRAG_IPV6_UDP = RTE_ETH_RSS_NONFRAG_IPV6_UDP;
+static const uint64_t DPDK_RSS_NONFRAG_IPV6_SCTP = RTE_ETH_RSS_NONFRAG_IPV6_SCTP;
+static const uint64_t DPDK_RSS_NONFRAG_IPV6_OTHER = RTE_ETH_RSS_NONFRAG_IPV6_OTHER;
+static const uint64_t DPDK_RSS_IPV6_EX = RTE_ETH_RSS_IPV6_EX;
+static const uint64_t DPDK_RSS_IPV6_TCP_EX = RTE_ETH_RSS_IPV6_TCP_EX;
+static const uint64_t DPDK_RSS_IPV6_UDP_EX = RTE_ETH_RSS_IPV6_UDP_EX;
+
 static const uint64_t DPDK_MBUF_RX_VLAN_STRIPPED = RTE_MBUF_F_RX_VLAN_STRIPPED;
 static const uint64_t DPDK_MBUF_RX_RSS_HASH = RTE_MBUF_F_RX_RSS_HASH;
 static const uint64_t DPDK_MBUF_RX_IP_CKSUM_MASK = RTE_MBUF_F_RX_IP_CKSUM_MASK;
@@ -90,6 +107,7 @@ enum {
 	DPDK_PKTMBUF_HEADROOM = RTE_PKTMBUF_HEADROOM,
 	DPDK_MBUF_DEFAULT_DATAROOM = RTE_MBUF_DEFAULT_DATAROOM,
 	DPDK_MEMPOOL_CACHE_MAX_SIZE = RTE_MEMPOOL_CACHE_MAX_SIZE,
+	DPDK_RETA_GROUP_SIZE = RTE_ETH_RETA_GROUP_SIZE,
 };
 
 /* Link state, without the bit fields. Speed in Mb/s; UINT32_MAX: the device does not know. */
@@ -124,6 +142,9 @@ void dpdk_mbuf_free(struct rte_mbuf *mbuf);
 
 /* Toeplitz hash of `n` words, each as a number, under a key of 40 bytes. For tests of our own. */
 uint32_t dpdk_softrss(const uint32_t *words, uint32_t n, const uint8_t key[40]);
+
+/* Has the configuration ask for receive interrupts; a bit field. */
+void dpdk_conf_rx_interrupts(struct rte_eth_conf *conf, int on);
 
 int dpdk_link_get(uint16_t port, struct dpdk_link *link);
 int dpdk_mac_get(uint16_t port, uint8_t mac[6]);

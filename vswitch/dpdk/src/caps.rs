@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 use crate::device::DeviceArg;
 use crate::mempool::{FRAME_OVERHEAD, MempoolConfig};
+use crate::rss::HashTypes;
 
 /// The driver over a packet socket, whose limits are not those it reports.
 pub(crate) const AF_PACKET: &str = "net_af_packet";
@@ -59,6 +60,8 @@ pub struct RxCapabilities {
     pub scatter: bool,
     /// Spreads flows over receive queues by a hash.
     pub rss: bool,
+    /// Hands on with each frame the hash that chose its queue.
+    pub rss_hash: bool,
 }
 
 /// Transmit side of [`Capabilities`]. Checksums and segmentation are used by a frame
@@ -210,6 +213,7 @@ impl Offloads {
             udp_checksum: has(dpdk_sys::DPDK_RX_OFFLOAD_UDP_CKSUM),
             scatter: has(dpdk_sys::DPDK_RX_OFFLOAD_SCATTER),
             rss: false,
+            rss_hash: has(dpdk_sys::DPDK_RX_OFFLOAD_RSS_HASH),
         }
     }
 
@@ -293,7 +297,7 @@ impl Capabilities {
             max_mtu: u16::try_from(max_mtu).unwrap_or(u16::MAX),
             node,
             rx: RxCapabilities {
-                rss: info.flow_type_rss_offloads != 0,
+                rss: !HashTypes::offered(info.flow_type_rss_offloads).is_empty(),
                 ..rx
             },
             tx: TxCapabilities {
@@ -305,11 +309,8 @@ impl Capabilities {
     }
 
     /// Leaves what has been switched on.
-    pub(crate) fn narrow(&mut self, on: Offloads) {
-        self.rx = RxCapabilities {
-            rss: on.rx & dpdk_sys::DPDK_RX_OFFLOAD_RSS_HASH != 0,
-            ..on.rx()
-        };
+    pub(crate) fn narrow(&mut self, on: Offloads, rss: bool) {
+        self.rx = RxCapabilities { rss, ..on.rx() };
         self.tx = TxCapabilities {
             max_segments: self.tx.max_segments,
             max_mtu_segments: self.tx.max_mtu_segments,

@@ -49,7 +49,9 @@ mod mbuf;
 mod mempool;
 mod port;
 mod queue;
+mod rss;
 mod stock;
+mod wake;
 
 pub use burst::{BURST, MbufBurst};
 pub use caps::{Capabilities, RxCapabilities, TxCapabilities};
@@ -60,4 +62,6 @@ pub use mbuf::{Checksum, IpVersion, Mbuf, OffloadError, Segments, Transport, TxO
 pub use mempool::{Mempool, MempoolConfig};
 pub use port::{Device, Link, Port, PortConfig, PortId, PortStats, StartedPort};
 pub use queue::{QueueId, RxQueue, TxOutcome, TxQueue};
+pub use rss::{HashTypes, Reta, RssKey, RssState};
 pub use stock::{FrameError, Stock};
+pub use wake::Wake;

@@ -9,7 +9,6 @@ use std::ffi::{CStr, CString};
 use std::mem;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::ptr::null_mut;
 use std::sync::Arc;
 
 use crate::attachment::{Attachment, State, Steps, check, control, device_info, ports_of};
@@ -22,6 +21,8 @@ use crate::error::{Errno, PortError};
 use crate::log;
 use crate::mempool::{FRAME_OVERHEAD, Mempool};
 use crate::queue::{RxQueue, TxQueue};
+use crate::rss::{Reta, RssKey, RssSetup, RssState};
+use crate::wake::{self, Wake};
 
 /// DPDK's number of a port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -42,10 +43,12 @@ pub struct PortConfig {
     pub mtu: u16,
     /// Receive frames for every address, which a bridge needs.
     pub promiscuous: bool,
+    /// The key by which flows are spread over several receive queues; `None` leaves it to the device what comes where.
+    pub rss: Option<RssKey>,
 }
 
 impl Default for PortConfig {
-    /// One queue pair of 1,024 descriptors each way, MTU 1,500, promiscuous.
+    /// One queue pair of 1,024 descriptors each way, MTU 1,500, promiscuous, no key.
     fn default() -> Self {
         Self {
             rx_queues: 1,
@@ -54,6 +57,7 @@ impl Default for PortConfig {
             tx_descriptors: 1024,
             mtu: 1500,
             promiscuous: true,
+            rss: None,
         }
     }
 }
@@ -104,7 +108,8 @@ pub struct Port {
     capabilities: Capabilities,
     mac: [u8; 6],
     mtu: u16,
-    rx_interrupts: bool,
+    rss: Option<RssState>,
+    wakes: Vec<Wake>,
 }
 
 /// What [`Device::start`] gives. Queues are in order of their numbers.
@@ -212,13 +217,84 @@ impl Device {
         let info = steps.run("reading the device's limits", || device_info(port))?;
 
         let frame = u32::from(config.mtu) + FRAME_OVERHEAD;
-        let rss = config.rx_queues > 1 && info.flow_type_rss_offloads != 0;
-        let offloads = Offloads::of(&info, frame > u32::from(pool.config().data_room), rss);
+        let key = config.rss.filter(|_| config.rx_queues > 1);
+        let key = key.filter(|_| self.capabilities.rx.rss);
+        let rss = key.map(|key| RssSetup::new(&info, key));
+        let scatter = frame > u32::from(pool.config().data_room);
+        let offloads = Offloads::of(&info, scatter, rss.is_some());
         self.attachment.reached(State::Configured);
+        let mut attempts = Attempt::all(rss).into_iter();
+        let mut rss = loop {
+            let Some(mut attempt) = attempts.next() else {
+                break None;
+            };
+            match self.set_up(&steps, config, &info, offloads, &mut attempt, pool) {
+                Ok(()) => break attempt.rss,
+                Err(PortError::Step { .. }) if attempts.len() > 0 => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.attachment.reached(State::Started {
+            rx_queues: config.rx_queues,
+        });
+        if config.promiscuous {
+            // SAFETY: the port is started.
+            steps.optional("receiving for all addresses", || unsafe {
+                dpdk_sys::rte_eth_promiscuous_enable(port)
+            })?;
+            // SAFETY: as above.
+            steps.optional("receiving all multicast", || unsafe {
+                dpdk_sys::rte_eth_allmulticast_enable(port)
+            })?;
+        }
+        let mut mac = [0; 6];
+        // SAFETY: the port is started, and `mac` takes the six bytes that are written.
+        steps.call("reading the MAC address", || unsafe {
+            dpdk_sys::dpdk_mac_get(port, mac.as_mut_ptr())
+        })?;
+        let rss = rss.as_mut().map(|rss| rss.settle(port, info.reta_size));
+        drop(lock);
+
+        let Self {
+            attachment,
+            mut capabilities,
+        } = self;
+        capabilities.narrow(offloads, rss.is_some_and(|rss| !rss.types.is_empty()));
+        let attachment = Arc::new(attachment);
+        let wakes = wake::find_all(&attachment, config.rx_queues, &capabilities.driver);
+        let rx = (0..).zip(&wakes);
+        let rx = rx.map(|(queue, wake)| RxQueue::new(attachment.clone(), queue, *wake));
+        let only = offloads.fast_free().then_some(pool);
+        let tx = (0..config.tx_queues)
+            .map(|queue| TxQueue::new(attachment.clone(), queue, offloads.prepare(), only));
+        let (rx, tx) = (rx.collect(), tx.collect());
+        let mtu = config.mtu;
+        let port = Port {
+            attachment,
+            capabilities,
+            mac,
+            mtu,
+            rss,
+            wakes: wakes.iter().map(|wake| wake.kind).collect(),
+        };
+        Ok(StartedPort { port, rx, tx })
+    }
+
+    /// Configures the device in one of the ways to do that, sets up its queues and starts it.
+    fn set_up(
+        &self,
+        steps: &Steps,
+        config: &PortConfig,
+        info: &dpdk_sys::rte_eth_dev_info,
+        offloads: Offloads,
+        attempt: &mut Attempt,
+        pool: Mempool,
+    ) -> Result<(), PortError> {
+        let port = self.attachment.port();
         let mut rx_descriptors = config.rx_descriptors;
         let mut tx_descriptors = config.tx_descriptors;
         steps.run("configuring", || {
-            configure(port, config, &info, offloads, rss)
+            configure(port, config, info, offloads, attempt)
         })?;
         // SAFETY: the port exists, and both references are to numbers of this frame.
         steps.call("choosing queue sizes", || unsafe {
@@ -258,52 +334,9 @@ impl Device {
                 dpdk_sys::rte_eth_tx_queue_setup(port, queue, tx_descriptors, node, config)
             })?;
         }
-        self.apply_mtu(&steps, config.mtu, info.if_index)?;
+        self.apply_mtu(steps, config.mtu, info.if_index)?;
         // SAFETY: all queues of the port are set up.
-        steps.call("starting", || unsafe { dpdk_sys::rte_eth_dev_start(port) })?;
-        self.attachment.reached(State::Started {
-            rx_queues: config.rx_queues,
-        });
-        if config.promiscuous {
-            // SAFETY: the port is started.
-            steps.optional("receiving for all addresses", || unsafe {
-                dpdk_sys::rte_eth_promiscuous_enable(port)
-            })?;
-            // SAFETY: as above.
-            steps.optional("receiving all multicast", || unsafe {
-                dpdk_sys::rte_eth_allmulticast_enable(port)
-            })?;
-        }
-        let mut mac = [0; 6];
-        // SAFETY: the port is started, and `mac` takes the six bytes that are written.
-        steps.call("reading the MAC address", || unsafe {
-            dpdk_sys::dpdk_mac_get(port, mac.as_mut_ptr())
-        })?;
-        // The only way to ask is to use it; this direction changes nothing.
-        // SAFETY: the port is started and has a queue 0.
-        let rx_interrupts = unsafe { dpdk_sys::rte_eth_dev_rx_intr_disable(port, 0) } == 0;
-        drop(lock);
-
-        let Self {
-            attachment,
-            mut capabilities,
-        } = self;
-        capabilities.narrow(offloads);
-        let attachment = Arc::new(attachment);
-        let rx = (0..config.rx_queues).map(|queue| RxQueue::new(attachment.clone(), queue));
-        let only = offloads.fast_free().then_some(pool);
-        let tx = (0..config.tx_queues)
-            .map(|queue| TxQueue::new(attachment.clone(), queue, offloads.prepare(), only));
-        let (rx, tx) = (rx.collect(), tx.collect());
-        let mtu = config.mtu;
-        let port = Port {
-            attachment,
-            capabilities,
-            mac,
-            mtu,
-            rx_interrupts,
-        };
-        Ok(StartedPort { port, rx, tx })
+        steps.call("starting", || unsafe { dpdk_sys::rte_eth_dev_start(port) })
     }
 
     /// Whether the configuration is within the device's limits.
@@ -409,9 +442,21 @@ impl Port {
         self.mtu
     }
 
-    /// True if the driver could wake a sleeping worker. Nothing here makes use of it yet.
-    pub fn has_rx_interrupts(&self) -> bool {
-        self.rx_interrupts
+    /// How it spreads flows over its receive queues; `None` if it was not asked to, or cannot.
+    pub fn rss(&self) -> Option<RssState> {
+        self.rss
+    }
+
+    /// The table that says which receive queue a hash goes to, if there is one that can be written.
+    pub fn reta(&self) -> Option<Reta> {
+        let size = self.rss.map_or(0, |rss| rss.reta_size);
+        let queues = self.wakes.len() as u16;
+        (size > 0).then(|| Reta::new(self.attachment.clone(), size, queues))
+    }
+
+    /// How each receive queue wakes a worker that sleeps, by its number.
+    pub fn wakes(&self) -> &[Wake] {
+        &self.wakes
     }
 
     /// The link, without waiting for it to settle.
@@ -488,12 +533,43 @@ impl Port {
     }
 }
 
+/// A way to set a device up. Drivers refuse some of what DPDK lets them be asked for, and say so only then.
+#[derive(Clone)]
+struct Attempt {
+    /// With an interrupt for each receive queue.
+    interrupts: bool,
+    rss: Option<RssSetup>,
+}
+
+impl Attempt {
+    /// The best first.
+    fn all(rss: Option<RssSetup>) -> Vec<Self> {
+        let best = Attempt {
+            interrupts: true,
+            rss,
+        };
+        let quiet = Attempt {
+            interrupts: false,
+            ..best.clone()
+        };
+        let mut all = vec![best, quiet];
+        if let Some(rss) = all.first().and_then(|best| best.rss.clone()) {
+            // With the driver's own key.
+            all.push(Attempt {
+                interrupts: false,
+                rss: Some(RssSetup { key: None, ..rss }),
+            });
+        }
+        all
+    }
+}
+
 fn configure(
     port: u16,
     config: &PortConfig,
     info: &dpdk_sys::rte_eth_dev_info,
     offloads: Offloads,
-    rss: bool,
+    attempt: &mut Attempt,
 ) -> Result<(), Errno> {
     // SAFETY: all zeroes is DPDK's default configuration.
     let mut raw: dpdk_sys::rte_eth_conf = unsafe { mem::zeroed() };
@@ -501,13 +577,12 @@ fn configure(
     raw.rxmode.mtu = u32::from(config.mtu).min(ethdev_max_mtu(info));
     raw.rxmode.offloads = offloads.rx;
     raw.txmode.offloads = offloads.tx;
-    if rss {
-        raw.rxmode.mq_mode = dpdk_sys::RTE_ETH_MQ_RX_RSS;
-        // The driver's own key.
-        raw.rx_adv_conf.rss_conf.rss_key = null_mut();
-        raw.rx_adv_conf.rss_conf.rss_hf = info.flow_type_rss_offloads;
+    if let Some(rss) = &mut attempt.rss {
+        rss.fill(&mut raw);
     }
-    // SAFETY: the port is attached and not started; `raw` is copied.
+    // SAFETY: `raw` is a configuration of this frame.
+    unsafe { dpdk_sys::dpdk_conf_rx_interrupts(&raw mut raw, attempt.interrupts.into()) };
+    // SAFETY: the port is attached and not started; `raw` is copied, and so is the key, which outlives the call.
     check(unsafe {
         let (rx, tx) = (config.rx_queues, config.tx_queues);
         dpdk_sys::rte_eth_dev_configure(port, rx, tx, &raw const raw)

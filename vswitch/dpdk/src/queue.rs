@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::attachment::Attachment;
@@ -10,6 +11,7 @@ use crate::burst::{BURST, MbufBurst};
 use crate::mbuf::Mbuf;
 use crate::mempool::Mempool;
 use crate::port::PortId;
+use crate::wake::{self, Wake, WakeFd};
 
 /// A queue's number within its port and direction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,7 +42,10 @@ struct Queue {
 }
 
 /// A receive queue. Exactly one exists per queue of a port.
-pub struct RxQueue(Queue);
+pub struct RxQueue {
+    queue: Queue,
+    wake: WakeFd,
+}
 
 /// A transmit queue. Exactly one exists per queue of a port.
 pub struct TxQueue {
@@ -51,15 +56,18 @@ pub struct TxQueue {
 }
 
 impl RxQueue {
-    pub(crate) fn new(attachment: Arc<Attachment>, queue: u16) -> Self {
-        Self(Queue::new(attachment, queue))
+    pub(crate) fn new(attachment: Arc<Attachment>, queue: u16, wake: WakeFd) -> Self {
+        Self {
+            queue: Queue::new(attachment, queue),
+            wake,
+        }
     }
 
     /// Adds the frames that have arrived to the burst, as many as there is room for, and returns
     /// how many. Drivers do best with an empty burst; some give nothing into the last few places.
     #[inline]
     pub fn rx_burst(&mut self, burst: &mut MbufBurst) -> usize {
-        let Queue { port, queue, .. } = self.0;
+        let Queue { port, queue, .. } = self.queue;
         // SAFETY: the port is started while `attachment` lives, this is its only receiver on this
         // queue, and `room` takes `n` pointers. What the driver writes there it gives away.
         let n =
@@ -69,12 +77,39 @@ impl RxQueue {
 
     /// The port it belongs to.
     pub fn port(&self) -> PortId {
-        PortId(self.0.port)
+        PortId(self.queue.port)
     }
 
     /// Its number.
     pub fn id(&self) -> QueueId {
-        QueueId(self.0.queue)
+        QueueId(self.queue.queue)
+    }
+
+    /// How it wakes a worker that sleeps.
+    pub fn wake(&self) -> Wake {
+        self.wake.kind
+    }
+
+    /// What such a worker waits on; `None` for [`Wake::None`].
+    pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.wake.fd(&self.queue.attachment)
+    }
+
+    /// Asks to be woken by the next frame; true if it will be. Frames that have arrived before do not wake: look once more
+    /// before going to sleep.
+    pub fn arm(&mut self) -> bool {
+        match self.wake.kind {
+            Wake::None => false,
+            Wake::Readable => true,
+            Wake::Interrupt => wake::switch(self.queue.port, self.queue.queue, true),
+        }
+    }
+
+    /// Asks no longer.
+    pub fn disarm(&mut self) {
+        if self.wake.kind == Wake::Interrupt {
+            wake::switch(self.queue.port, self.queue.queue, false);
+        }
     }
 }
 
@@ -198,7 +233,7 @@ impl fmt::Debug for Queue {
 
 impl fmt::Debug for RxQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RxQueue").field(&self.0).finish()
+        f.debug_tuple("RxQueue").field(&self.queue).finish()
     }
 }
 

@@ -1,7 +1,9 @@
 //! `vswitchctl port`.
 
 use vswitch_api::config::{self, AdminLink, DpdkPort, Port, PortKind, SocketMode, VhostUser, Vlan};
-use vswitch_api::rpc::{Origin, PortAddParams, PortAdded, PortDetail, PortSetParams, PortStatus};
+use vswitch_api::rpc::{
+    Origin, PortAddParams, PortAdded, PortDetail, PortSetParams, PortStatus, QueueWake, RssStatus,
+};
 
 use super::cli::{LinkWish, Part, PortAddOptions, SetWhat, Switch};
 use super::text::{Paint, grouped, scaled};
@@ -222,6 +224,12 @@ pub(super) fn detail(detail: &PortDetail, now: u64, paint: Paint) -> String {
             "  queues    {} to receive, {} to send\n",
             dpdk.queues, dpdk.tx_queues
         );
+        if let Some(rss) = &dpdk.rss {
+            out += &rss_lines(rss);
+        }
+        if !dpdk.wakes.is_empty() {
+            out += &format!("  idle      {}\n", idle(&dpdk.wakes));
+        }
         let nothing = ["none; software does everything".to_owned()];
         let offloads = match &dpdk.offloads[..] {
             [] => &nothing,
@@ -237,4 +245,41 @@ pub(super) fn detail(detail: &PortDetail, now: u64, paint: Paint) -> String {
         );
     }
     out
+}
+/// How a device spreads flows.
+fn rss_lines(rss: &RssStatus) -> String {
+    let mut out = super::text::wrapped("  rss       ", 12, &rss.hash);
+    out.push('\n');
+    if !rss.symmetric {
+        out += "            by a key of the driver's, so the directions of a flow may part\n";
+    }
+    let buckets: Vec<String> = rss.buckets.iter().map(ToString::to_string).collect();
+    out += &match &buckets[..] {
+        [] => "  buckets   as the device has them\n".to_owned(),
+        all => format!(
+            "  buckets   {} by queue; {} moved, {} in doubt\n",
+            all.join(" "),
+            grouped(rss.moves),
+            grouped(rss.late)
+        ),
+    };
+    out
+}
+
+/// What wakes a worker, in words.
+fn idle(wakes: &[QueueWake]) -> String {
+    const TIMER: &str = "looked at every 250 us";
+    let timed = |wake: &QueueWake| *wake == QueueWake::Timer;
+    match wakes.iter().filter(|wake| timed(wake)).count() {
+        0 => "woken by its interrupts".into(),
+        n if n == wakes.len() => TIMER.into(),
+        _ => {
+            let queues = (0..).zip(wakes).filter(|(_, wake)| timed(wake));
+            let queues: Vec<String> = queues.map(|(n, _): (u16, _)| n.to_string()).collect();
+            format!(
+                "woken by its interrupts, queues {} {TIMER}",
+                queues.join(" ")
+            )
+        }
+    }
 }

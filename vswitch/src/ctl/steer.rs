@@ -86,7 +86,7 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
     if status.queues.is_empty() {
         return out + "no queue is in use\n" + &guests;
     }
-    let mut table = Table::new(&["QUEUE", "WORKER", "", ">FRAMES", ">TIME"]);
+    let mut table = Table::new(&["QUEUE", "WORKER", "", ">FRAMES", ">TIME", ">BUCKETS"]);
     for queue in &status.queues {
         table.row([
             format!("{}/{}", queue.port, queue.queue),
@@ -98,6 +98,7 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
             },
             grouped(queue.frames),
             format!("{:.1} s", queue.busy_ns as f64 / 1e9),
+            queue.buckets.map_or_else(|| "-".into(), |n| n.to_string()),
         ]);
     }
     out + "\n" + &table.render(paint) + &guests
@@ -181,6 +182,7 @@ fn decision(made: &SteerDecision) -> String {
         SteerAction::Shrink => format!("worker {worker} rests"),
         SteerAction::Crowded => "all workers are in use".into(),
         SteerAction::Filling => format!("{queue} fills its worker"),
+        SteerAction::Buckets => format!("{queue} gets {} buckets", number(made.buckets)),
         SteerAction::Pin => format!("{queue} stays on worker {worker}"),
         SteerAction::Release => format!("{queue} may move again"),
         SteerAction::Nothing => "nothing moves".into(),
@@ -297,6 +299,7 @@ mod tests {
                     pinned: true,
                     busy_ns: 1_500_000_000,
                     frames: 12_000_000,
+                    buckets: Some(64),
                 },
                 SteeredQueue {
                     port: "vm1".into(),
@@ -305,6 +308,7 @@ mod tests {
                     pinned: false,
                     busy_ns: 0,
                     frames: 0,
+                    buckets: None,
                 },
             ],
             guests: vec![
@@ -357,12 +361,14 @@ mod tests {
             queue,
             from,
             worker,
+            buckets: (action == SteerAction::Buckets).then_some(5),
             reason: format!("because of {action:?}"),
         };
         let vm1 = || Some(queue("vm1", 0));
         let decisions_made = vec![
             made(7_200_000, SteerAction::Grow, None, None, Some(1)),
             made(7_100_000, SteerAction::Move, vm1(), Some(0), Some(1)),
+            made(6_000, SteerAction::Buckets, vm1(), None, None),
             made(5_500, SteerAction::Crowded, None, None, None),
             made(5_400, SteerAction::Filling, vm1(), None, None),
             made(800, SteerAction::Pin, vm1(), None, Some(1)),

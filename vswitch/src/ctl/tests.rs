@@ -10,8 +10,8 @@ use vswitch_api::config::{Environment, PortKind, VhostUser, load, plan};
 use vswitch_api::rpc::{
     BridgeStatus, Counters, DaemonStatus, DpdkStatus, FdbEntry, FdbList, Kind, Link, LinkState,
     MemoryStatus, Notification, Origin, PortCounters, PortDetail, PortStatus, PortTotals, Protocol,
-    QueueStatus, Rates, Request, Response, RpcError, RxCounters, Status, TxCounters, VhostStatus,
-    WorkerQueue, WorkerStatus, code, to_line,
+    QueueStatus, QueueWake, Rates, Request, Response, RpcError, RssStatus, RxCounters, Status,
+    TxCounters, VhostStatus, WorkerQueue, WorkerStatus, code, to_line,
 };
 
 use super::*;
@@ -127,8 +127,16 @@ fn example() -> Status {
         driver: "net_ixgbe".into(),
         mac: Some(config::Mac([0x02, 0, 0, 0, 0, 0xaa])),
         speed_mbps: Some(10_000),
-        queues: 1,
+        queues: 2,
         tx_queues: 4,
+        rss: Some(RssStatus {
+            hash: ["ipv4-tcp", "ipv6-tcp"].map(String::from).to_vec(),
+            symmetric: true,
+            buckets: vec![64, 64],
+            moves: 3,
+            late: 1,
+        }),
+        wakes: vec![QueueWake::Interrupt, QueueWake::Timer],
         offloads: ["rx-tcp-checksum", "tx-tcp-checksum", "tx-tso"]
             .map(String::from)
             .to_vec(),

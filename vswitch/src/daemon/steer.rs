@@ -89,6 +89,7 @@ pub(super) fn show(switch: &Switch) -> SteerStatus {
                 pinned: queue.pinned,
                 busy_ns: queue.vitals.busy_ns(),
                 frames: queue.vitals.frames(),
+                buckets: buckets(switch, queue.key),
             })
         })
         .collect();
@@ -136,6 +137,21 @@ fn guests(switch: &Switch) -> Vec<SteeredGuest> {
     guests
 }
 
+/// How many buckets a device sends to this queue of its.
+fn buckets(switch: &Switch, key: QueueKey) -> Option<u16> {
+    #[cfg(feature = "dpdk")]
+    {
+        let retas = switch.workers.retas();
+        let (_, reta) = retas.iter().find(|(port, _)| *port == key.port)?;
+        reta.buckets().get(usize::from(key.queue)).copied()
+    }
+    #[cfg(not(feature = "dpdk"))]
+    {
+        let _ = (switch, key);
+        None
+    }
+}
+
 /// `steer.set`
 pub(super) fn set(switch: &Switch, p: &SteerSetParams) -> Result<Done, RpcError> {
     let key = QueueKey {
@@ -178,12 +194,17 @@ pub(super) fn decisions(switch: &Switch, made: Vec<Decision>) -> SteerDecisions 
 }
 
 fn decision(switch: &Switch, made: Decision) -> SteerDecision {
+    let count = match made.what {
+        What::Buckets { count, .. } => Some(count),
+        _ => None,
+    };
     let (action, queue, from, worker) = match made.what {
         What::Move { queue, from, to } => (SteerAction::Move, Some(queue), Some(from), Some(to)),
         What::Grow(worker) => (SteerAction::Grow, None, None, Some(worker)),
         What::Shrink(worker) => (SteerAction::Shrink, None, None, Some(worker)),
         What::Crowded => (SteerAction::Crowded, None, None, None),
         What::Filling(queue) => (SteerAction::Filling, Some(queue), None, None),
+        What::Buckets { queue, .. } => (SteerAction::Buckets, Some(queue), None, None),
         What::Pin(queue, worker) => (SteerAction::Pin, Some(queue), None, Some(worker)),
         What::Release(queue) => (SteerAction::Release, Some(queue), None, None),
         What::Nothing => (SteerAction::Nothing, None, None, None),
@@ -194,6 +215,7 @@ fn decision(switch: &Switch, made: Decision) -> SteerDecision {
         queue: queue.map(|key| name(switch, key).unwrap_or_else(|| gone(key.port, key.queue))),
         from: from.map(|w| w as u16),
         worker: worker.map(|w| w as u16),
+        buckets: count,
         reason: made.reason,
     }
 }

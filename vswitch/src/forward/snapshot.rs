@@ -119,11 +119,7 @@ impl Snapshot {
     /// The ports that are guests.
     pub fn guests(&self) -> impl Iterator<Item = &Arc<GuestQueues>> {
         let outputs = self.ports.iter().flatten().map(|port| &port.output);
-        outputs.filter_map(|output| match output {
-            Output::Guest(queues) => Some(queues),
-            #[cfg(feature = "dpdk")]
-            Output::Nic(_) => None,
-        })
+        outputs.filter_map(Output::guest)
     }
 
     /// The ports that are NICs.
@@ -215,6 +211,16 @@ pub enum Output {
 }
 
 impl Output {
+    /// The guest, if it is one.
+    #[inline]
+    pub fn guest(&self) -> Option<&Arc<GuestQueues>> {
+        match self {
+            Output::Guest(queues) => Some(queues),
+            #[cfg(feature = "dpdk")]
+            Output::Nic(_) => None,
+        }
+    }
+
     fn queues(&self) -> u16 {
         match self {
             Output::Guest(queues) => queues.rings.len() as u16,

@@ -297,7 +297,7 @@ impl Views {
     /// What was in a list is with the guest, and the position behind it in the ring; or all was dropped, and there is none.
     #[inline]
     pub fn sent(&mut self, port: &Port, list: List<'_>, position: Option<u16>, now: Micros) {
-        let Output::Guest(queues) = &port.output else {
+        let Some(queues) = port.output.guest() else {
             return;
         };
         if queues.pairs() < 2 {
@@ -333,7 +333,7 @@ impl Views {
         head: impl Fn(usize) -> Option<(&'f [u8], usize)>,
         now: Micros,
     ) {
-        let Output::Guest(queues) = &port.output else {
+        let Some(queues) = port.output.guest() else {
             return;
         };
         // A pair that gets nothing is none to steer to.

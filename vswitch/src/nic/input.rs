@@ -1,16 +1,18 @@
 //! From the NIC: received bursts as frames.
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use vswitch_dpdk::{Checksum, Mbuf, MbufBurst, RxQueue};
+use vswitch_dpdk::{Checksum, Mbuf, MbufBurst, RxQueue, Wake};
 use vswitch_packet::{Accepts, HEAD_LEN, L3, L4, VirtioNetHdr, parse};
 use vswitch_vhost::{Piece, Pieces, TxFrame};
 
 use super::dpdk::adopt_thread;
 use super::gro::{self, Sizes};
+use super::reta::Sampler;
 use crate::forward::BURST;
 use crate::forward::counters::InputDrop;
 use crate::forward::deliver::Frames;
@@ -24,16 +26,39 @@ pub struct NicInput {
     queue: RxQueue,
     mbufs: MbufBurst,
     bad_checksums: Arc<AtomicU64>,
+    sampler: Option<Sampler>,
 }
 
 impl NicInput {
-    /// The queue's owner; frames with wrong checksums are counted in `bad_checksums`.
-    pub(super) fn new(queue: RxQueue, bad_checksums: Arc<AtomicU64>) -> Self {
+    /// The queue's owner; frames with wrong checksums are counted in `bad_checksums`, frames by their hash by `sampler`.
+    pub(super) fn new(
+        queue: RxQueue,
+        bad_checksums: Arc<AtomicU64>,
+        sampler: Option<Sampler>,
+    ) -> Self {
         NicInput {
             queue,
             mbufs: MbufBurst::new(),
             bad_checksums,
+            sampler,
         }
+    }
+
+    /// What a worker that sleeps waits on, and whether that is readable for as long as there are frames, rather than once
+    /// for each interrupt. `None` if the queue wakes nobody.
+    pub fn wake(&self) -> Option<(BorrowedFd<'_>, bool)> {
+        let fd = self.queue.wake_fd()?;
+        Some((fd, self.queue.wake() == Wake::Readable))
+    }
+
+    /// Asks to be woken by the next frame; true if it will be. What has come before does not wake.
+    pub fn arm(&mut self) -> bool {
+        self.queue.arm()
+    }
+
+    /// Asks no longer.
+    pub fn disarm(&mut self) {
+        self.queue.disarm();
     }
 
     /// Called on the worker's thread before the first poll.
@@ -51,6 +76,9 @@ impl NicInput {
         let taken = self.queue.rx_burst(&mut self.mbufs);
         if taken == 0 {
             return 0;
+        }
+        if let Some(sampler) = &mut self.sampler {
+            sampler.see(&self.mbufs);
         }
         let trains = if self.mbufs.len() > 1 {
             gro::merge(&mut self.mbufs, takes)

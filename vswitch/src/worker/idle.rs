@@ -118,6 +118,19 @@ impl Poller {
         )?)
     }
 
+    /// Waits on a descriptor that stays readable until what wakes has been read from it.
+    ///
+    /// # Errors
+    /// What epoll says; the queue must then be polled.
+    pub fn add_readable(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(0),
+            EventFlags::IN,
+        )?)
+    }
+
     /// No longer waits on this kick.
     pub fn remove(&self, kick: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, kick);

@@ -7,7 +7,8 @@
 //! at any time, and when a session has its ring back no worker touches the guest's memory through it.
 //!
 //! A turn polls every owned queue for one burst and forwards it ([`turn`](Worker::turn)). When turns stay empty the
-//! worker spins for a while ([`idle`]), then asks every ring for a kick, looks again, and sleeps in epoll.
+//! worker spins for a while ([`idle`]), then asks every ring for a kick, and every NIC that has one for an interrupt, looks
+//! again, and sleeps in epoll. NICs without are looked at by a timer.
 //!
 //! - [`registry`]: which workers there are and who owns which queue; workers come, go and change while frames pass
 //! - [`vitals`]: what workers tell about themselves; a busy one looks at its queues once per [`LOOK`]
@@ -19,6 +20,8 @@
 //! who writes more waits.
 
 pub mod bell;
+#[cfg(feature = "dpdk")]
+mod gate;
 pub mod idle;
 pub mod node;
 mod queues;
@@ -68,6 +71,15 @@ enum Letter {
     Attach(QueueKey, Input, Arc<QueueVitals>),
     /// Give the queue back.
     Detach(QueueKey, mpsc::SyncSender<Option<Input>>),
+    /// Leave this NIC's queue alone until it is released, or until the moment that is the answer: `None` if it is not here.
+    #[cfg(feature = "dpdk")]
+    Hold(QueueKey, mpsc::SyncSender<Option<Instant>>),
+    /// Poll it again.
+    #[cfg(feature = "dpdk")]
+    Release(QueueKey),
+    /// Tell when what is in this NIC's queue now has been forwarded.
+    #[cfg(feature = "dpdk")]
+    Drain(QueueKey, mpsc::SyncSender<()>),
     /// Run on this core from now on.
     Pin(u32),
     /// Do this when idle from now on.
@@ -195,7 +207,8 @@ impl Worker {
             self.account(worked, before, clock);
             // Without queues there is nothing to poll for, whatever it does when idle.
             let parked = self.queues.is_empty();
-            if (parked || self.idle.should_sleep(worked, clock)) && self.sleep() {
+            if (parked || self.idle.should_sleep(worked, clock)) && self.sleep(snapshot, &mut clock)
+            {
                 let woken = Instant::now();
                 self.queues.refresh(woken);
                 self.idle.woke(woken.duration_since(clock), woken);
@@ -212,8 +225,8 @@ impl Worker {
     }
 
     /// Sleeps until something happens; false if something had happened already.
-    fn sleep(&mut self) -> bool {
-        let quiet = self.queues.arm() && !self.mail.has_mail();
+    fn sleep(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
+        let quiet = self.queues.arm() && !self.last_look(snapshot, clock) && !self.mail.has_mail();
         if quiet {
             self.look.standing = 0;
             self.vitals.sleeps();
@@ -224,12 +237,33 @@ impl Worker {
         quiet
     }
 
+    /// Polls once more if there are NICs that have just been asked for interrupts: what came before does not wake. True if
+    /// there was anything.
+    fn last_look(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
+        if !self.queues.needs_last_look() {
+            return false;
+        }
+        let before = *clock;
+        let worked = self.turn(snapshot, clock);
+        if worked {
+            self.account(true, before, *clock);
+            self.idle.should_sleep(true, *clock);
+        }
+        worked
+    }
+
     fn read_mail(&mut self) -> bool {
         for letter in self.mail.drain() {
             match letter {
                 Letter::Attach(key, input, vitals) => self.queues.attach(key, input, vitals),
                 // Nobody waits for the answer any more only if the asker died; the queue then goes with it.
                 Letter::Detach(key, reply) => drop(reply.send(self.queues.detach(key))),
+                #[cfg(feature = "dpdk")]
+                Letter::Hold(key, reply) => drop(reply.send(self.queues.hold(key))),
+                #[cfg(feature = "dpdk")]
+                Letter::Release(key) => self.queues.release(key),
+                #[cfg(feature = "dpdk")]
+                Letter::Drain(key, told) => self.queues.drain(key, told),
                 Letter::Pin(core) => {
                     self.core = core;
                     self.pin();

@@ -1,10 +1,14 @@
 //! The queues a worker owns, and one round over them.
 
 use std::sync::Arc;
+#[cfg(feature = "dpdk")]
+use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 
+#[cfg(feature = "dpdk")]
+use super::gate::Gate;
 use super::idle::{Poller, TIMER};
 use super::micros;
 use super::vitals::QueueVitals;
@@ -40,6 +44,8 @@ struct Owned<Q> {
     emptied: Instant,
     /// It cannot wake the worker.
     timed: bool,
+    #[cfg(feature = "dpdk")]
+    gate: Gate,
 }
 
 impl<Q> Owned<Q> {
@@ -50,6 +56,8 @@ impl<Q> Owned<Q> {
             vitals,
             emptied: Instant::now(),
             timed: true,
+            #[cfg(feature = "dpdk")]
+            gate: Gate::default(),
         }
     }
 
@@ -155,7 +163,15 @@ impl Queues {
             #[cfg(feature = "dpdk")]
             Input::Nic(mut nic) => {
                 nic.adopt();
-                self.nics.push(Owned::new(key, *nic, vitals));
+                let mut queue = Owned::new(key, *nic, vitals);
+                if let Some((fd, stays)) = queue.queue.wake() {
+                    let added = match stays {
+                        true => self.poller.add_readable(fd),
+                        false => self.poller.add(fd),
+                    };
+                    queue.timed = added.is_err();
+                }
+                self.nics.push(queue);
             }
         }
     }
@@ -171,22 +187,46 @@ impl Queues {
         }
         #[cfg(feature = "dpdk")]
         if let Some(at) = self.nics.iter().position(|q| q.key == key) {
-            return Some(Input::Nic(Box::new(self.nics.swap_remove(at).queue)));
+            let Owned { queue, timed, .. } = self.nics.swap_remove(at);
+            if let Some((fd, _)) = queue.wake().filter(|_| !timed) {
+                self.poller.remove(fd);
+            }
+            return Some(Input::Nic(Box::new(queue)));
         }
         None
     }
 
-    /// There are none.
-    pub(super) fn is_empty(&self) -> bool {
-        self.guests.is_empty() && !self.has_nics()
+    /// Leaves a NIC's queue alone for a while; says until when, if it is here.
+    #[cfg(feature = "dpdk")]
+    pub(super) fn hold(&mut self, key: QueueKey) -> Option<Instant> {
+        let now = Instant::now();
+        let nic = self.nics.iter_mut().find(|q| q.key == key)?;
+        Some(nic.gate.hold(now))
     }
 
-    fn has_nics(&self) -> bool {
+    /// Polls it again.
+    #[cfg(feature = "dpdk")]
+    pub(super) fn release(&mut self, key: QueueKey) {
+        if let Some(nic) = self.nics.iter_mut().find(|q| q.key == key) {
+            nic.gate.release();
+        }
+    }
+
+    /// Tells when what is in a NIC's queue now has been forwarded. Drops `told` if the queue is not here.
+    #[cfg(feature = "dpdk")]
+    pub(super) fn drain(&mut self, key: QueueKey, told: SyncSender<()>) {
+        if let Some(nic) = self.nics.iter_mut().find(|q| q.key == key) {
+            nic.gate.drain(crate::nic::DESCRIPTORS.into(), told);
+        }
+    }
+
+    /// There are none.
+    pub(super) fn is_empty(&self) -> bool {
         #[cfg(feature = "dpdk")]
-        let any = !self.nics.is_empty();
+        let nics = self.nics.is_empty();
         #[cfg(not(feature = "dpdk"))]
-        let any = false;
-        any
+        let nics = true;
+        self.guests.is_empty() && nics
     }
 
     /// One burst from every queue. True if there was anything; then `clock`, the time at the start, is that at the end.
@@ -219,6 +259,9 @@ impl Queues {
         }
         #[cfg(feature = "dpdk")]
         for nic in &mut self.nics {
+            if !nic.gate.is_open(*clock) {
+                continue;
+            }
             if let Some(ingress) = snapshot.live(nic.key.port) {
                 let context = Context {
                     snapshot,
@@ -233,6 +276,7 @@ impl Queues {
                     .queue
                     .poll(takes, |burst| forwarder.forward(context, burst));
                 worked |= nic.polled(frames, clock);
+                nic.gate.polled(frames);
             }
         }
         worked
@@ -253,8 +297,20 @@ impl Queues {
         self.nics.iter_mut().for_each(|q| q.emptied = now);
     }
 
-    /// Asks every ring for a kick. False if one has work after all.
+    /// Asks every ring for a kick, and every NIC that can for an interrupt. False if a ring has work after all; NICs do not
+    /// say, and have to be polled once more.
     pub(super) fn arm(&mut self) -> bool {
+        #[cfg(feature = "dpdk")]
+        for nic in self.nics.iter_mut().filter(|nic| !nic.timed) {
+            // A driver that once refuses is not asked again.
+            if !nic.queue.arm() {
+                nic.timed = true;
+                if let Some((fd, _)) = nic.queue.wake() {
+                    self.poller.remove(fd);
+                }
+            }
+        }
+
         // Every ring, also after one has work: disarming is for all of them.
         let busy = self
             .guests
@@ -263,15 +319,30 @@ impl Queues {
         busy.count() == 0
     }
 
+    /// Whether some NIC has been asked for an interrupt.
+    pub(super) fn needs_last_look(&self) -> bool {
+        #[cfg(feature = "dpdk")]
+        let any = self.nics.iter().any(|nic| !nic.timed);
+        #[cfg(not(feature = "dpdk"))]
+        let any = false;
+        any
+    }
+
     /// Asks for no more kicks.
     pub(super) fn disarm(&mut self) {
         self.guests.iter_mut().for_each(|q| q.queue.disarm());
+        #[cfg(feature = "dpdk")]
+        for nic in self.nics.iter_mut().filter(|nic| !nic.timed) {
+            nic.queue.disarm();
+        }
     }
 
     /// Sleeps until a kick, a letter, or the time to look at queues that cannot wake anybody. Without queues there is no
     /// such time.
     pub(super) fn wait(&mut self) {
-        let timed = self.has_nics() || self.guests.iter().any(|q| q.timed);
+        let timed = self.guests.iter().any(|q| q.timed);
+        #[cfg(feature = "dpdk")]
+        let timed = timed || self.nics.iter().any(|q| q.timed || q.gate.is_pending());
         self.poller.wait(timed.then_some(TIMER));
     }
 }

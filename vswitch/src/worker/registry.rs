@@ -23,10 +23,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+#[cfg(feature = "dpdk")]
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vswitch_flowtable::balance::Node;
 use vswitch_vhost::TxRing;
+
+#[cfg(feature = "dpdk")]
+mod redirect;
 
 use super::settle::settle_guests;
 use super::vitals::{QueueVitals, Vitals};
@@ -94,6 +99,8 @@ pub enum MoveError {
 /// All workers. See the module's page.
 pub struct Workers {
     shared: Arc<Shared>,
+    #[cfg(feature = "dpdk")]
+    retas: Mutex<BTreeMap<crate::forward::PortRef, Arc<crate::nic::Reta>>>,
     table: Mutex<Table>,
     /// Something has arrived or left.
     arrived: Condvar,
@@ -179,6 +186,8 @@ impl Workers {
     pub fn start(wanted: &[Wanted], shared: &Arc<Shared>) -> io::Result<Arc<Self>> {
         let workers = Arc::new(Workers {
             shared: Arc::clone(shared),
+            #[cfg(feature = "dpdk")]
+            retas: Mutex::default(),
             table: Mutex::default(),
             arrived: Condvar::new(),
             moves: AtomicU64::new(0),
@@ -270,7 +279,7 @@ impl Workers {
             return Err(MoveError::NoQueue);
         };
         self.settle_nics(from, to);
-        settle_guests(&self.shared.snapshot.load());
+        settle_guests(&self.shared.snapshot.load(), None);
         let table = self.table.lock();
         // It cannot have gone: a worker that leaves waits for what is on the way to it.
         let target = table.workers.get(to).and_then(Option::as_ref);
@@ -381,16 +390,21 @@ impl Workers {
     fn settle_nics(&self, from: usize, to: usize) {
         #[cfg(feature = "dpdk")]
         {
-            let snapshot = self.shared.snapshot.load();
-            let until = std::time::Instant::now() + SETTLE;
-            for nic in snapshot.nics() {
-                if !nic.settle(from, to, until) {
-                    self.unsettled.fetch_add(1, Ordering::Relaxed);
-                }
+            if !self.nics_settle(from, to, Instant::now() + SETTLE) {
+                self.unsettled.fetch_add(1, Ordering::Relaxed);
             }
         }
         #[cfg(not(feature = "dpdk"))]
         let _ = (from, to, &self.shared);
+    }
+
+    /// The same until this moment; false if some had not by then.
+    #[cfg(feature = "dpdk")]
+    fn nics_settle(&self, from: usize, to: usize, until: Instant) -> bool {
+        let snapshot = self.shared.snapshot.load();
+        // Every one of them, also after one was not done.
+        let late = snapshot.nics().filter(|nic| !nic.settle(from, to, until));
+        late.count() == 0
     }
 }
 

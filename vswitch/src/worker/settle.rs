@@ -20,15 +20,17 @@ struct Waiting<'a> {
 
 /// Waits until guests with several queues have dealt with what they were given: workers know for themselves which of the
 /// queues a flow is on, and the next owner of a sender may know another. Each is waited for as long as its
-/// [patience](crate::forward::patience) allows.
-pub(super) fn settle_guests(snapshot: &Snapshot) {
+/// [patience](crate::forward::patience) allows, and no longer than `at_most`. False if some had not by then.
+pub(super) fn settle_guests(snapshot: &Snapshot, at_most: Option<Instant>) -> bool {
     let start = Instant::now();
+    let mut all = true;
     let guests = snapshot.guests().filter(|guest| guest.active() > 1);
     let mut waiting: Vec<Waiting<'_>> = guests
         .filter_map(|guest| {
             let pairs = (0..guest.active()).filter_map(|pair| Some((pair, guest.under_way(pair)?)));
             let pairs: Vec<_> = pairs.collect();
             let until = start + guest.steering().patience().left(start);
+            let until = at_most.map_or(until, |at_most| until.min(at_most));
             (!pairs.is_empty()).then_some(Waiting {
                 guest,
                 until,
@@ -44,13 +46,14 @@ pub(super) fn settle_guests(snapshot: &Snapshot) {
                 .retain(|(pair, position)| !guest.consumed(*pair, *position));
             let settled = wait.pairs.is_empty();
             let over = settled || now >= wait.until;
+            all &= settled || !over;
             if over {
                 guest.steering().patience().waited(start, now, settled);
             }
             !over
         });
         if waiting.is_empty() {
-            return;
+            return all;
         }
         thread::sleep(LOOK);
     }

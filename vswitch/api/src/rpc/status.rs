@@ -227,6 +227,12 @@ pub struct DpdkStatus {
     /// Transmit queues in use.
     #[serde(default)]
     pub tx_queues: u16,
+    /// How it spreads flows over its receive queues; absent if the switch has not set it up to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rss: Option<RssStatus>,
+    /// How each receive queue wakes a worker that sleeps, by its number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wakes: Vec<QueueWake>,
     /// What the device does of a frame's work, as in `tx-tso`; the rest is done in software.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub offloads: Vec<String>,
@@ -239,6 +245,36 @@ pub struct DpdkStatus {
     /// Frames that the device received broken, or could not send.
     #[serde(default)]
     pub errors: u64,
+}
+
+/// How a device spreads flows over its receive queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RssStatus {
+    /// What it hashes, as in `ipv4-tcp`.
+    pub hash: Vec<String>,
+    /// It hashes with the switch's key, under which both directions of a flow hash alike; else with its driver's.
+    pub symmetric: bool,
+    /// Buckets of each receive queue, by its number; empty if the device's redirection table cannot be written, and then
+    /// it does not say where what goes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub buckets: Vec<u16>,
+    /// Buckets that moved from one queue to another, because of load.
+    #[serde(default)]
+    pub moves: u64,
+    /// How often the queue that got buckets was polled again before everything that had arrived for them elsewhere was
+    /// known to be dealt with.
+    #[serde(default)]
+    pub late: u64,
+}
+
+/// How a receive queue wakes a worker that sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueWake {
+    /// By an interrupt, or because its descriptor becomes readable.
+    Interrupt,
+    /// It does not: the worker looks at it every 250 microseconds.
+    Timer,
 }
 
 /// What a port does per second. Receiving is into the switch, transmitting out of it.

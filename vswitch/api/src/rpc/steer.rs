@@ -122,6 +122,9 @@ pub struct SteeredQueue {
     pub busy_ns: u64,
     /// Frames taken from it.
     pub frames: u64,
+    /// Buckets of flows that a device sends there; absent if nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<u16>,
 }
 
 /// Parameters of `steer.set`.
@@ -161,6 +164,9 @@ pub struct SteerDecision {
     /// The worker that got the queue, or that the decision is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<u16>,
+    /// How many buckets of flows it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<u16>,
     /// Why, in words.
     pub reason: String,
 }
@@ -179,6 +185,8 @@ pub enum SteerAction {
     Crowded,
     /// A queue fills its worker by itself.
     Filling,
+    /// A device sends some of its flows to another of its receive queues.
+    Buckets,
     /// The operator said where a queue stays.
     Pin,
     /// The operator left a queue to the switch again.

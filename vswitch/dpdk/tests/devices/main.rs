@@ -10,6 +10,7 @@
 
 mod host;
 mod privileged;
+mod rss;
 mod unprivileged;
 
 use std::process::ExitCode;
@@ -177,6 +178,12 @@ fn main() -> ExitCode {
             "unknown_devices_are_explained",
             unprivileged::unknown_devices_are_explained,
         ),
+        trial("null_takes_key_and_table", rss::null_takes_key_and_table),
+        trial(
+            "drivers_without_rss_start_all_the_same",
+            rss::drivers_without_it_start_all_the_same,
+        ),
+        trial("virtio_wakes_by_interrupt", rss::virtio_wakes_by_interrupt),
         trial(
             "packet_socket_on_a_veth",
             privileged::packet_socket_on_a_veth,

@@ -2,9 +2,11 @@
 //! need root, or CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW.
 
 use vswitch_dpdk::{
-    Device, IpVersion, MbufBurst, Mempool, MempoolConfig, PortConfig, PortError, StartedPort,
-    Stock, Transport, TxOffload,
+    Device, IpVersion, MbufBurst, Mempool, MempoolConfig, PortConfig, PortError, RssKey,
+    StartedPort, Stock, Transport, TxOffload, Wake,
 };
+
+use vswitch_flowtable::toeplitz::SYMMETRIC_KEY;
 
 use crate::host::{Raw, ip, own_network};
 use crate::{Outcome, Setup, build, bytes, frame, receive, setup, start};
@@ -134,6 +136,7 @@ pub(crate) fn tap_exchanges_frames() -> Outcome {
         mtu: 1504,
         rx_queues: 2,
         tx_queues: 2,
+        rss: Some(RssKey(SYMMETRIC_KEY)),
         ..PortConfig::default()
     };
     let (mut started, raw) = match tap(&config) {
@@ -142,6 +145,9 @@ pub(crate) fn tap_exchanges_frames() -> Outcome {
         Err(Err(error)) => return Err(error.into()),
     };
     println!("{:?}", started.port.capabilities());
+    println!("{:?} {:?}", started.port.rss(), started.port.wakes());
+    assert_eq!(started.port.wakes(), [Wake::Readable; 2]);
+    assert!(started.port.reta().is_none(), "the kernel spreads");
     let unequal = PortConfig {
         rx_queues: 2,
         ..PortConfig::default()

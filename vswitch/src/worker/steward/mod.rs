@@ -10,6 +10,9 @@
 //! [`vswitch_flowtable::scale`] (one worker more, one less) and [`vswitch_flowtable::balance`] (which queues move), which
 //! know neither clock nor queue. What is decided is made by [`Workers::move_queue`] and noted in the [`trace`].
 //!
+//! Flows of a NIC with several receive queues are spread over them by the device, by a table that the steward changes by
+//! load, too (`reta`), when no queue moves.
+//!
 //! A worker that is not in use *rests*: it owns no queue and sleeps without a timer. A queue that the operator has pinned
 //! is no item for the balancer; its load is taken off its worker's capacity.
 //!
@@ -35,6 +38,8 @@ use super::registry::{MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Shared};
 use trace::{Decision, Trace, What};
 
+#[cfg(feature = "dpdk")]
+mod reta;
 pub mod trace;
 
 /// Workers that are looked at.
@@ -246,6 +251,8 @@ struct Brain {
     scaled: Instant,
     busy: [u64; WORKERS],
     calm: Duration,
+    #[cfg(feature = "dpdk")]
+    retas: reta::Retas,
     shrunk: Option<Instant>,
     /// Somebody rang a moment ago who had been idle before.
     doubtful: bool,
@@ -274,6 +281,8 @@ impl Brain {
             scaled: now,
             busy: [0; WORKERS],
             calm: CALM_MIN,
+            #[cfg(feature = "dpdk")]
+            retas: reta::Retas::default(),
             shrunk: None,
             doubtful: false,
             changed: false,
@@ -283,6 +292,8 @@ impl Brain {
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
         self.remember(now, &workers.queues());
+        #[cfg(feature = "dpdk")]
+        self.retas.begin(workers);
         self.remember_busy(now, &workers.list());
     }
 
@@ -504,11 +515,21 @@ impl Brain {
                 .unwrap_or(0)
         ];
         let mut names = vec![None; items.len()];
+        #[cfg(feature = "dpdk")]
+        let (whole, mut loads) = (rooms.clone(), BTreeMap::new());
         for queue in &queues {
             let Some(known) = self.queues.get(&queue.key) else {
                 continue;
             };
             let load = load(queue);
+            #[cfg(feature = "dpdk")]
+            loads.insert(
+                queue.key,
+                reta::QueueLoad {
+                    owner: queue.owner,
+                    load,
+                },
+            );
             if queue.pinned {
                 if let Some(room) = rooms.get_mut(queue.owner) {
                     room.capacity = room.capacity.saturating_sub(load).max(1);
@@ -527,7 +548,13 @@ impl Brain {
         }
         let plan = self.balancer.plan(&items, &rooms);
         carry_out(&plan, &names, workers, &mut self.trace);
-        plan.outcome
+        let outcome = plan.outcome;
+        // One thing at a time: what was measured is of the queues as they were.
+        #[cfg(feature = "dpdk")]
+        if plan.moves.is_empty() && self.retas.balance(&loads, &whole, workers, &mut self.trace) {
+            self.balancer.hurry();
+        }
+        outcome
     }
 }
 

@@ -30,6 +30,13 @@ pub enum What {
     Crowded,
     /// A queue fills its worker by itself.
     Filling(QueueKey),
+    /// A NIC's receive queue gets so many buckets of flows from others of the same NIC.
+    Buckets {
+        /// Which.
+        queue: QueueKey,
+        /// How many.
+        count: u16,
+    },
     /// The operator said where a queue stays.
     Pin(QueueKey, usize),
     /// The operator left a queue to the steward again.

@@ -1,0 +1,126 @@
+//! Flows of a NIC that come to another of its receive queues from now on.
+//!
+//! The device changes at once, but what had arrived for them is still in the queue that they came to before. So the new
+//! queue is held first, then the device's table written, and the new queue is polled again when the owner of the old one
+//! has forwarded what that held, and the devices and guests it forwarded to are done with it; [`HOLD`] at most, whatever
+//! happens.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, SyncSender};
+use std::time::{Duration, Instant};
+
+use super::{MoveError, Workers, send};
+use crate::forward::PortRef;
+use crate::mailbox::Mailbox;
+use crate::nic::Reta;
+use crate::worker::gate::HOLD;
+use crate::worker::settle::settle_guests;
+use crate::worker::{Letter, QueueKey};
+
+/// A frame that was hashed before the table changed is in its queue so long after, unless the device is very slow.
+const PIPELINE: Duration = Duration::from_micros(5);
+
+impl Workers {
+    /// Has the table of a port to look after.
+    pub fn add_reta(&self, port: PortRef, reta: Arc<Reta>) {
+        self.retas.lock().insert(port, reta);
+    }
+
+    /// Looks after it no longer.
+    pub fn remove_reta(&self, port: PortRef) {
+        self.retas.lock().remove(&port);
+    }
+
+    /// The tables of all ports.
+    pub fn retas(&self) -> Vec<(PortRef, Arc<Reta>)> {
+        let retas = self.retas.lock();
+        retas
+            .iter()
+            .map(|(at, reta)| (*at, Arc::clone(reta)))
+            .collect()
+    }
+
+    /// Makes a change by which flows leave some receive queues of a port for another one, without reordering them; `write`
+    /// tells the device, and says whether it has. True if everything was in time, false if the wait was over first.
+    ///
+    /// # Errors
+    /// [`MoveError::NoQueue`] also if the device refused. Nothing has changed then.
+    pub fn redirect(
+        &self,
+        port: PortRef,
+        from: &[u16],
+        to: u16,
+        write: impl FnOnce() -> bool,
+    ) -> Result<bool, MoveError> {
+        let to = QueueKey { port, queue: to };
+        let (new, mail) = self.owner_of(to)?;
+        let hold = ask(&mail, |told| Letter::Hold(to, told));
+        let until = hold.recv().ok().flatten().ok_or(MoveError::NoQueue)?;
+        let outcome = if write() {
+            Ok(self.drain(port, from, new, until) && Instant::now() < until)
+        } else {
+            Err(MoveError::NoQueue)
+        };
+        send(&mail, Letter::Release(to));
+        outcome
+    }
+
+    /// Waits until these queues are drained, and until it does not matter that another worker goes on with their flows.
+    fn drain(&self, port: PortRef, from: &[u16], new: usize, until: Instant) -> bool {
+        let written = Instant::now();
+        while written.elapsed() < PIPELINE {
+            std::hint::spin_loop();
+        }
+        let mut all = true;
+        let mut owners = Vec::new();
+        let mut answers = Vec::new();
+        for queue in from {
+            let key = QueueKey {
+                port,
+                queue: *queue,
+            };
+            match self.owner_of(key) {
+                Ok((owner, mail)) => {
+                    answers.push(ask(&mail, |told| Letter::Drain(key, told)));
+                    owners.push(owner);
+                }
+                Err(_) => all = false,
+            }
+        }
+        for answer in answers {
+            let left = until.saturating_duration_since(Instant::now());
+            all &= answer.recv_timeout(left).is_ok();
+        }
+        owners.sort_unstable();
+        owners.dedup();
+        owners.retain(|owner| *owner != new);
+        for owner in &owners {
+            all &= self.nics_settle(*owner, new, until);
+        }
+        all && (owners.is_empty() || settle_guests(&self.shared.snapshot.load(), Some(until)))
+    }
+
+    /// Who has a queue that is not on its way somewhere.
+    fn owner_of(&self, key: QueueKey) -> Result<(usize, Arc<Mailbox<Letter>>), MoveError> {
+        let table = self.table.lock();
+        let place = table.queues.get(&key).ok_or(MoveError::NoQueue)?;
+        if place.transit.is_some() {
+            return Err(MoveError::InTransit);
+        }
+        let entry = table.workers.get(place.owner).and_then(Option::as_ref);
+        let entry = entry.ok_or(MoveError::NoWorker)?;
+        Ok((place.owner, Arc::clone(&entry.mail)))
+    }
+}
+
+/// Writes a letter that is answered.
+fn ask<T>(
+    mail: &Mailbox<Letter>,
+    letter: impl FnOnce(SyncSender<T>) -> Letter,
+) -> mpsc::Receiver<T> {
+    let (told, answer) = mpsc::sync_channel(1);
+    send(mail, letter(told));
+    answer
+}
+
+const _: () = assert!(PIPELINE.as_nanos() < HOLD.as_nanos());
