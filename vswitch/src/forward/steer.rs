@@ -7,6 +7,10 @@
 //! where a flow's frames go at the moment is each worker's own [`View`], which follows the table and the pins only when the
 //! guest has dealt with what the flow was given before.
 //!
+//! All frames of a burst are selected for before the first is in a ring; until then its flow does not move. While a guest
+//! uses one pair its frames are not looked at, as those of a guest that has but one; when it takes more into use, all flows
+//! are held to be on that one.
+//!
 //! A guest that polls may not say how far it is; then a flow moves when it has had no frame for 10 ms. Pairs that the guest
 //! takes out of use are left at once.
 //!

@@ -352,6 +352,47 @@ fn forwarding_allocates_nothing(layout: u64) {
         check(&mut world, case);
     }
     malformed_chains(&mut world);
+    flows_that_move(&mut world);
+}
+
+/// A guest with two pairs sends on one and the other, and takes one out of use and into use: flows are learned and moved.
+fn flows_that_move(world: &mut World) {
+    let (there, back) = (eth(SENDER, WIDE), eth(WIDE, SENDER));
+    let (mut calls, mut pinned) = (0, 0);
+    for round in 0..WARM_UP + ROUNDS {
+        let answers = (0..32u16).map(|port| {
+            let ip = Ip::new(Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 1));
+            udp(&back, &ip, 2000, 1000 + port, &[3; 18])
+        });
+        let answers: Vec<_> = answers.collect();
+        let mut more = 0;
+        for (from, frames) in [
+            (WIDE, answers),
+            (SENDER, plain(&there, 18).into_iter().map(|f| f.1).collect()),
+        ] {
+            for frame in &frames {
+                let tx = &mut world.guest(from).queue(0).unwrap().tx;
+                tx.queue(&VirtioNetHdr::default(), frame, &Shape::joined())
+                    .unwrap();
+                tx.flush();
+                // One at a time, so that each is looked at.
+                more += world.turn_of(from, (round / 3 % 2) as u16, 1).0;
+            }
+            world.empty();
+        }
+        calls += if round < WARM_UP { 0 } else { more };
+        world.pass(3_000);
+        pinned = world.steered(WIDE).pins.max(pinned);
+        if round % 5 == 0 {
+            world.put_away(WIDE);
+        }
+    }
+    let moves = world.steered(WIDE).moves;
+    assert!(
+        pinned > 0 && moves.completed > 20,
+        "{pinned} pins, {moves:?}"
+    );
+    assert_eq!(calls, 0, "flows that move: calls of the allocator");
 }
 
 /// Chains that are no frames.

@@ -11,6 +11,7 @@ use vswitch::forward::deliver::Context;
 use vswitch::forward::fdb::{CoarseSecond, FdbWriter};
 use vswitch::forward::learn::{self, LearnMailbox};
 use vswitch::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, PortSpec};
+use vswitch::forward::steer::Steered;
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BURST, BridgeIndex, Forwarder, Output, PortIndex, PortRef, Snapshot, Vid};
 use vswitch::mailbox::Mailbox;
@@ -81,6 +82,7 @@ pub(crate) struct Kind {
 }
 
 struct Port {
+    queues: Arc<GuestQueues>,
     tx: Place,
     guest: Option<SimGuest>,
     session: Option<JoinHandle<SessionEnd>>,
@@ -94,6 +96,9 @@ pub(crate) struct World {
     forwarder: Forwarder,
     scratch: TxScratch,
     learn: Arc<LearnMailbox>,
+    /// The receive ring that was put away.
+    away: Option<RxRing>,
+    now: Micros,
 }
 
 impl World {
@@ -132,6 +137,7 @@ impl World {
             }));
             let tx = Place::default();
             let mut port = Port {
+                queues: Arc::clone(&queues),
                 tx: Arc::clone(&tx),
                 guest: None,
                 session: None,
@@ -165,6 +171,8 @@ impl World {
             forwarder,
             scratch: TxScratch::new(),
             learn,
+            away: None,
+            now: Micros(1),
         };
         world.wait_up();
         world
@@ -188,8 +196,28 @@ impl World {
         Totals::of(self.ports[usize::from(port)].counters.iter())
     }
 
-    /// What a worker does in a turn with one queue; says how often it called the allocator, and how many frames it took.
-    pub(crate) fn turn(&mut self, from: u8, max: usize) -> (u64, usize) {
+    /// Takes a guest's last pair out of use, as its session would, or puts it back.
+    pub(crate) fn put_away(&mut self, port: u8) {
+        let queues = &self.ports[usize::from(port)].queues;
+        let last = queues.pairs() - 1;
+        self.away = match self.away.take() {
+            None => queues.replace(last, None),
+            ring => queues.replace(last, ring),
+        };
+    }
+
+    /// How flows to a port's guest are steered.
+    pub(crate) fn steered(&self, port: u8) -> Steered {
+        self.ports[usize::from(port)].queues.steering().steered()
+    }
+
+    /// So much later.
+    pub(crate) fn pass(&mut self, micros: u64) {
+        self.now = self.now.after(micros);
+    }
+
+    /// What a worker does in a turn with one queue, as if it were that of `pair`; says how often it called the allocator, and how many frames it took.
+    pub(crate) fn turn_of(&mut self, from: u8, pair: u16, max: usize) -> (u64, usize) {
         let place = Arc::clone(&self.ports[usize::from(from)].tx);
         let mut place = place.lock();
         let ring = place.as_mut().unwrap();
@@ -202,10 +230,10 @@ impl World {
                     snapshot: &self.snapshot,
                     ingress,
                     now: CoarseSecond(1),
-                    micros: Micros(1),
-                    nanos: 1000,
+                    micros: self.now,
+                    nanos: self.now.0 * 1000,
                     drained: burst.drained(),
-                    pair: Some(0),
+                    pair: Some(pair),
                     discard: None,
                 };
                 self.forwarder.forward(context, &Burst(burst));
@@ -216,6 +244,11 @@ impl World {
             ring.disarm();
         });
         (calls, taken)
+    }
+
+    /// The same of the first pair.
+    pub(crate) fn turn(&mut self, from: u8, max: usize) -> (u64, usize) {
+        self.turn_of(from, 0, max)
     }
 
     /// Receives everything everywhere, and forgets what was learnt.
