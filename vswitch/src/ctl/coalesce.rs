@@ -187,7 +187,8 @@ fn set(mut coalesce: Coalesce, key: &str, value: Option<&str>) -> Result<Coalesc
             let wanted = match value {
                 None => Default::default(),
                 Some(name) => serde_json::from_value(name.into()).map_err(|_| {
-                    let names = vswitch_api::config::CoalescePolicy::ALL.map(|p| p.name());
+                    let names = vswitch_api::config::CoalescePolicy::ALL
+                        .map(vswitch_api::config::CoalescePolicy::name);
                     format!(
                         "there is no policy \"{name}\"; policies: {}",
                         names.join(", ")

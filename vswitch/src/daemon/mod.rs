@@ -15,8 +15,8 @@
 mod apply;
 pub mod bridge;
 pub mod cli;
-pub mod coalesce;
-mod control;
+mod coalesce;
+pub mod control;
 pub mod guest;
 pub mod log;
 mod methods;
