@@ -147,7 +147,7 @@ impl Outgoing {
     }
 
     /// Writes the frames into a guest's ring and shows them to it; says whether to call it.
-    #[inline(never)]
+    #[inline]
     fn fill_guest<F: Frames>(
         &mut self,
         ring: &mut RxRing,
@@ -169,7 +169,7 @@ impl Outgoing {
         last
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn fill_once<F: Frames>(
         &mut self,
         ring: &mut RxRing,

@@ -355,6 +355,9 @@ impl GuestQueues {
     ///
     /// For the session's thread only.
     pub fn replace(&self, pair: u16, ring: Option<RxRing>) -> Option<RxRing> {
+        if let (None, Some(told)) = (&ring, self.completions.get(usize::from(pair))) {
+            *told.lock() = None;
+        }
         let place = self.ring(pair)?;
         let old = std::mem::replace(&mut *place.lock(), ring);
         let active = self.rings.iter().take_while(|r| r.lock().is_some()).count() as u16;
