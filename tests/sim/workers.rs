@@ -19,6 +19,7 @@ cases!("workers":
     the_operator_moves_queues_under_traffic,
     load_is_evened_out,
     workers_rest_and_come_back,
+    a_pinned_queue_keeps_its_worker_and_no_other,
 );
 
 /// Ports for so many guests.
@@ -345,4 +346,72 @@ fn workers_rest_and_come_back(dir: &RunDir) -> Result<()> {
         }
     }
     net.close_books()
+}
+
+/// What the operator has pinned stays with its worker when its guest is reset or comes back; a worker rests though another
+/// may not.
+fn a_pinned_queue_keeps_its_worker_and_no_other(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let rest = ports(3);
+    let list = &lists(cores)[0].0;
+    let mut net = Net::new(dir, &with_workers(list, &rest), 3)?;
+    net.introduce()?;
+    set(&net.switch, 1, Some(1))?;
+    for n in [2, 3] {
+        set(&net.switch, n, Some(0))?;
+        set(&net.switch, n, None)?;
+    }
+    let pinned = |net: &Net<'_>| {
+        let queues = steered(&net.switch)?.queues;
+        let queue = queues.iter().find(|q| q.port == "vm1");
+        check!(
+            queue.is_some_and(|q| q.pinned && q.worker == 1),
+            "the queue that was pinned to worker 1 is shown as {queue:?}"
+        );
+        Ok(())
+    };
+    pinned(&net)?;
+    net.vm(1).reboot()?;
+    net.switch.wait_up("vm1", SOON)?;
+    net.switch
+        .until("the pinned queue after a reboot", SOON, || pinned(&net))?;
+    net.vm(1).disconnect()?;
+    net.vm(1).reconnect()?;
+    net.switch.wait_up("vm1", SOON)?;
+    net.switch
+        .until("the pinned queue of a new session", SOON, || pinned(&net))?;
+    let auto = format!("workers: {list}\nsteering: {{ scale: auto }}\n{rest}");
+    apply(&net.switch, dir, &auto)?;
+    net.switch.until("the other worker to rest", SOON, || {
+        let shown = steered(&net.switch)?;
+        check!(shown.in_use == [1], "in use are {:?}", shown.in_use);
+        check!(
+            shown.queues.len() == 3 && shown.queues.iter().all(|q| q.worker == 1),
+            "a resting worker has queues: {:?}",
+            shown.queues
+        );
+        Ok(())
+    })?;
+    // Released, and nothing else happens.
+    set(&net.switch, 1, Some(0))?;
+    set(&net.switch, 1, None)?;
+    net.switch.until("a worker to rest again", SOON, || {
+        let shown = steered(&net.switch)?;
+        check!(shown.in_use.len() == 1, "in use are {:?}", shown.in_use);
+        Ok(())
+    })?;
+    set(&net.switch, 1, Some(1))?;
+    // With the worker the pin goes.
+    apply(
+        &net.switch,
+        dir,
+        &with_workers(&format!("[{{ core: {} }}]", cores[0]), &rest),
+    )?;
+    let shown = steered(&net.switch)?;
+    check!(
+        shown.queues.len() == 3 && shown.queues.iter().all(|q| q.worker == 0 && !q.pinned),
+        "without worker 1 there are {:?}",
+        shown.queues
+    );
+    net.switch.accounted().map(drop)
 }
