@@ -10,7 +10,7 @@ use vswitch_tests::{Error, Result, RunDir, Switch, cases, check, machine, skip};
 
 use crate::config::apply;
 use crate::load::Load;
-use crate::setup::{Net, SOON, numbered, port};
+use crate::setup::{BROADCAST, Net, SOON, numbered, port};
 
 cases!("workers":
     workers_come_and_go_under_traffic,
@@ -20,6 +20,7 @@ cases!("workers":
     load_is_evened_out,
     workers_rest_and_come_back,
     a_pinned_queue_keeps_its_worker_and_no_other,
+    a_guest_that_does_not_read_holds_up_its_own_bridge_at_most,
 );
 
 /// Ports for so many guests.
@@ -414,4 +415,40 @@ fn a_pinned_queue_keeps_its_worker_and_no_other(dir: &RunDir) -> Result<()> {
         shown.queues
     );
     net.switch.accounted().map(drop)
+}
+
+/// A move waits for guests with several queue pairs to read what they have got, but only for those that the moved queue
+/// sends to.
+fn a_guest_that_does_not_read_holds_up_its_own_bridge_at_most(dir: &RunDir) -> Result<()> {
+    let [a, b] = two_cores()?;
+    let config = format!(
+        "\
+workers: [{{ core: {a} }}, {{ core: {b} }}]
+steering: {{ scale: all, rebalance: off }}
+bridges: {{ left: {{ }}, right: {{ }} }}
+ports:
+  vm1: {{ bridge: left, vhost-user: {{ socket: $RUN/vm1.sock }} }}
+  vm2: {{ bridge: right, vhost-user: {{ socket: $RUN/vm2.sock, queue-pairs: 4 }} }}
+  vm3: {{ bridge: right, vhost-user: {{ socket: $RUN/vm3.sock }} }}
+"
+    );
+    let pairs = |n, guest: vswitch_simguest::Builder| if n == 2 { guest.pairs(4) } else { guest };
+    let mut net = Net::with(dir, &config, 3, pairs)?;
+    net.introduce()?;
+    let src = net.vm(3).mac();
+    net.send(3, &numbered(BROADCAST, src, 1))?;
+    let in_vain = |n: u8| -> Result<u64> {
+        for worker in [0, 1, 0] {
+            set(&net.switch, n, Some(worker))?;
+        }
+        let guests = steered(&net.switch)?.guests;
+        let of = guests.iter().find(|guest| guest.port == "vm2");
+        Ok(of.map_or(0, |guest| guest.unsettled))
+    };
+    check!(
+        in_vain(1)? == 0,
+        "a move was held up by a guest on another bridge"
+    );
+    check!(in_vain(3)? > 0, "nobody has waited for the guest");
+    net.close_books()
 }

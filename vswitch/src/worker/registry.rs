@@ -285,7 +285,7 @@ impl Workers {
             return Err(MoveError::NoQueue);
         };
         self.settle_nics(from, to);
-        settle_guests(&self.shared.snapshot.load(), None);
+        settle_guests(&self.shared.snapshot.load(), key.port, None);
         let table = self.table.lock();
         // It cannot have gone: a worker that leaves waits for what is on the way to it.
         let target = table.workers.get(to).and_then(Option::as_ref);

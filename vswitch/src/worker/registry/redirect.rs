@@ -100,7 +100,7 @@ impl Workers {
         for owner in &owners {
             all &= self.nics_settle(*owner, new, until);
         }
-        all && (owners.is_empty() || settle_guests(&self.shared.snapshot.load(), Some(until)))
+        all && (owners.is_empty() || settle_guests(&self.shared.snapshot.load(), port, Some(until)))
     }
 
     /// Who has a queue that is not on its way somewhere.
