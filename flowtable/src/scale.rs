@@ -11,8 +11,8 @@
 //! - **Grow** when a worker's queues were standing at two looks running, or have not been seen empty for 20 us. The parked
 //!   worker that is nearest wakes. 200 us of rest follow, in which what moves to it takes effect. A worker that has nothing
 //!   it could give away is left alone.
-//! - **Shrink** when a worker was busy less than 25 % over 20 ms, and what all do would keep the others under 70 %. Every
-//!   change starts the 20 ms again, so workers go one by one. The last one parks when it had nothing to do at all.
+//! - **Shrink** when a worker that need not stay was busy less than 25 % over 20 ms, and what all do would keep the others
+//!   under 70 %. Every change starts the 20 ms again, so workers go one by one. The last one parks when it had nothing to do at all.
 //! - Nobody is awake and there is work: the worker whose queues have it wakes.
 //! - [`Decision::Crowded`] says that one more is wanted and none is left. From then on only balancing can help.
 //!
@@ -37,6 +37,8 @@ pub struct Look {
     pub busy: Duration,
     /// It has more than one item with load, so another could take some.
     pub divisible: bool,
+    /// It is not to park: something that it has must not go to another.
+    pub stays: bool,
     /// Where it runs.
     pub node: Node,
 }
@@ -292,7 +294,8 @@ impl Scaler {
         };
         let awake = shares().count();
         // Of equals the last, so that those awake stay together.
-        let Some((number, share)) = shares().reduce(|least, next| match next.1 <= least.1 {
+        let may_go = shares().filter(|(number, _)| !looks[*number].stays);
+        let Some((number, share)) = may_go.reduce(|least, next| match next.1 <= least.1 {
             true => next,
             false => least,
         }) else {
@@ -339,6 +342,7 @@ mod tests {
             standing: false,
             busy: EVERY.mul_f64(busy),
             divisible: true,
+            stays: false,
             node: Node(0),
         }
     }
@@ -466,6 +470,22 @@ mod tests {
     }
 
     #[test]
+    fn who_has_to_stay_is_passed_over() {
+        let stays = Look {
+            stays: true,
+            ..awake(0.0)
+        };
+        let most = Duration::from_millis(60);
+        let mut scaler = Scaler::new(3, Settings::default());
+        let (_, decision) = until(&mut scaler, EVERY, most, &[awake(0.1), awake(0.2), stays]);
+        let park = Worker(0);
+        assert!(matches!(decision, Decision::Shrink { park: p, .. } if p == park));
+        let mut scaler = Scaler::new(2, Settings::default());
+        let (_, decision) = until(&mut scaler, EVERY, most, &[stays, stays]);
+        assert_eq!(decision, Decision::Stay);
+    }
+
+    #[test]
     fn the_last_goes_only_when_silent_and_wakes_for_work() {
         let mut scaler = Scaler::new(1, Settings::default());
         let most = Duration::from_millis(100);
@@ -493,16 +513,20 @@ mod tests {
             any::<bool>(),
             0.0..1.0,
             any::<bool>(),
+            any::<bool>(),
             0u8..2,
         )
-            .prop_map(|(parked, delay, standing, busy, divisible, node)| Look {
-                parked,
-                delay: Duration::from_micros(delay),
-                standing,
-                busy: EVERY.mul_f64(if parked { 0.0 } else { busy }),
-                divisible,
-                node: Node(node),
-            })
+            .prop_map(
+                |(parked, delay, standing, busy, divisible, stays, node)| Look {
+                    parked,
+                    delay: Duration::from_micros(delay),
+                    standing,
+                    busy: EVERY.mul_f64(if parked { 0.0 } else { busy }),
+                    divisible,
+                    stays,
+                    node: Node(node),
+                },
+            )
     }
 
     proptest! {
@@ -526,7 +550,10 @@ mod tests {
                         prop_assert!(rested || reason == Grow::Asleep);
                         grew = Some(now);
                     }
-                    Decision::Shrink { park, .. } => prop_assert!(!looks[usize::from(park.0)].parked),
+                    Decision::Shrink { park, .. } => {
+                        let look = looks[usize::from(park.0)];
+                        prop_assert!(!look.parked && !look.stays);
+                    }
                     Decision::Crowded { .. } => {
                         prop_assert!(looks.iter().all(|look| !look.parked));
                         grew = Some(now);

@@ -10,7 +10,7 @@ use vswitch_tests::{Error, Result, RunDir, Switch, cases, check, machine, skip};
 
 use crate::config::apply;
 use crate::load::Load;
-use crate::setup::{Net, SOON, numbered, port};
+use crate::setup::{BROADCAST, Net, SOON, numbered, port};
 
 cases!("workers":
     workers_come_and_go_under_traffic,
@@ -19,6 +19,8 @@ cases!("workers":
     the_operator_moves_queues_under_traffic,
     load_is_evened_out,
     workers_rest_and_come_back,
+    a_pinned_queue_keeps_its_worker_and_no_other,
+    a_guest_that_does_not_read_holds_up_its_own_bridge_at_most,
 );
 
 /// Ports for so many guests.
@@ -344,5 +346,109 @@ fn workers_rest_and_come_back(dir: &RunDir) -> Result<()> {
             load.finish_whole(&mut net)?;
         }
     }
+    net.close_books()
+}
+
+/// What the operator has pinned stays with its worker when its guest is reset or comes back; a worker rests though another
+/// may not.
+fn a_pinned_queue_keeps_its_worker_and_no_other(dir: &RunDir) -> Result<()> {
+    let cores = two_cores()?;
+    let rest = ports(3);
+    let list = &lists(cores)[0].0;
+    let mut net = Net::new(dir, &with_workers(list, &rest), 3)?;
+    net.introduce()?;
+    set(&net.switch, 1, Some(1))?;
+    for n in [2, 3] {
+        set(&net.switch, n, Some(0))?;
+        set(&net.switch, n, None)?;
+    }
+    let pinned = |net: &Net<'_>| {
+        let queues = steered(&net.switch)?.queues;
+        let queue = queues.iter().find(|q| q.port == "vm1");
+        check!(
+            queue.is_some_and(|q| q.pinned && q.worker == 1),
+            "the queue that was pinned to worker 1 is shown as {queue:?}"
+        );
+        Ok(())
+    };
+    pinned(&net)?;
+    net.vm(1).reboot()?;
+    net.switch.wait_up("vm1", SOON)?;
+    net.switch
+        .until("the pinned queue after a reboot", SOON, || pinned(&net))?;
+    net.vm(1).disconnect()?;
+    net.vm(1).reconnect()?;
+    net.switch.wait_up("vm1", SOON)?;
+    net.switch
+        .until("the pinned queue of a new session", SOON, || pinned(&net))?;
+    let auto = format!("workers: {list}\nsteering: {{ scale: auto }}\n{rest}");
+    apply(&net.switch, dir, &auto)?;
+    net.switch.until("the other worker to rest", SOON, || {
+        let shown = steered(&net.switch)?;
+        check!(shown.in_use == [1], "in use are {:?}", shown.in_use);
+        check!(
+            shown.queues.len() == 3 && shown.queues.iter().all(|q| q.worker == 1),
+            "a resting worker has queues: {:?}",
+            shown.queues
+        );
+        Ok(())
+    })?;
+    // Released, and nothing else happens.
+    set(&net.switch, 1, Some(0))?;
+    set(&net.switch, 1, None)?;
+    net.switch.until("a worker to rest again", SOON, || {
+        let shown = steered(&net.switch)?;
+        check!(shown.in_use.len() == 1, "in use are {:?}", shown.in_use);
+        Ok(())
+    })?;
+    set(&net.switch, 1, Some(1))?;
+    // With the worker the pin goes.
+    apply(
+        &net.switch,
+        dir,
+        &with_workers(&format!("[{{ core: {} }}]", cores[0]), &rest),
+    )?;
+    let shown = steered(&net.switch)?;
+    check!(
+        shown.queues.len() == 3 && shown.queues.iter().all(|q| q.worker == 0 && !q.pinned),
+        "without worker 1 there are {:?}",
+        shown.queues
+    );
+    net.switch.accounted().map(drop)
+}
+
+/// A move waits for guests with several queue pairs to read what they have got, but only for those that the moved queue
+/// sends to.
+fn a_guest_that_does_not_read_holds_up_its_own_bridge_at_most(dir: &RunDir) -> Result<()> {
+    let [a, b] = two_cores()?;
+    let config = format!(
+        "\
+workers: [{{ core: {a} }}, {{ core: {b} }}]
+steering: {{ scale: all, rebalance: off }}
+bridges: {{ left: {{ }}, right: {{ }} }}
+ports:
+  vm1: {{ bridge: left, vhost-user: {{ socket: $RUN/vm1.sock }} }}
+  vm2: {{ bridge: right, vhost-user: {{ socket: $RUN/vm2.sock, queue-pairs: 4 }} }}
+  vm3: {{ bridge: right, vhost-user: {{ socket: $RUN/vm3.sock }} }}
+"
+    );
+    let pairs = |n, guest: vswitch_simguest::Builder| if n == 2 { guest.pairs(4) } else { guest };
+    let mut net = Net::with(dir, &config, 3, pairs)?;
+    net.introduce()?;
+    let src = net.vm(3).mac();
+    net.send(3, &numbered(BROADCAST, src, 1))?;
+    let in_vain = |n: u8| -> Result<u64> {
+        for worker in [0, 1, 0] {
+            set(&net.switch, n, Some(worker))?;
+        }
+        let guests = steered(&net.switch)?.guests;
+        let of = guests.iter().find(|guest| guest.port == "vm2");
+        Ok(of.map_or(0, |guest| guest.unsettled))
+    };
+    check!(
+        in_vain(1)? == 0,
+        "a move was held up by a guest on another bridge"
+    );
+    check!(in_vain(3)? > 0, "nobody has waited for the guest");
     net.close_books()
 }

@@ -97,6 +97,7 @@ impl Worker {
             standing: self.taken < self.given_at_look,
             busy: std::time::Duration::from_nanos(self.busy_in_look.min(elapsed.max(1))),
             divisible: self.divisible,
+            stays: false,
             node: Node(0),
         };
         // A burst may last longer than the time between looks.

@@ -401,6 +401,7 @@ impl Switch {
             #[cfg(feature = "dpdk")]
             Attachment::Nic(nic) => nic.stop(port.at, &self.workers),
         }
+        self.workers.forget(port.at);
         self.free_place(port.at);
         tracing::info!(port = name, "port removed");
     }

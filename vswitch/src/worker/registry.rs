@@ -36,6 +36,7 @@ mod redirect;
 use super::settle::settle_guests;
 use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
+use crate::forward::PortRef;
 use crate::mailbox::Mailbox;
 
 /// How long a move waits for a NIC to send what the last owner gave it.
@@ -113,6 +114,9 @@ struct Table {
     /// By number. Places are used again, never taken away.
     workers: Vec<Option<Entry>>,
     queues: BTreeMap<QueueKey, Place>,
+    /// Queues that the operator keeps with a worker, there at the moment or not: a ring goes and comes back when its guest
+    /// is reset.
+    pins: BTreeMap<QueueKey, usize>,
 }
 
 struct Entry {
@@ -141,7 +145,6 @@ struct Place {
     owner: usize,
     /// Where it goes, while it is in nobody's hands.
     transit: Option<usize>,
-    pinned: bool,
     node: Option<Node>,
     vitals: Arc<QueueVitals>,
 }
@@ -205,11 +208,15 @@ impl Workers {
 
     // ---- queues --------------------------------------------------------------------------------------------------
 
-    /// Gives a queue to the worker with the fewest queues among those in use, on this node if there is one. Without any
-    /// worker the queue is dropped, and the answer is `None`.
+    /// Gives a queue to the worker that it is [pinned](Self::pin) to, or else to the one with the fewest queues among those
+    /// in use, on this node if there is one. Without any worker the queue is dropped, and the answer is `None`.
     pub fn attach(&self, key: QueueKey, input: Input, node: Option<Node>) -> Option<usize> {
         let mut table = self.table.lock();
-        let worker = table.choose(None, node)?;
+        let worker = match table.pins.get(&key) {
+            Some(worker) => *worker,
+            None => table.choose(None, node)?,
+        };
+        table.set_resting(worker, false);
         let vitals = Arc::<QueueVitals>::default();
         let mail = Arc::clone(&table.here(worker)?.mail);
         table.queues.insert(
@@ -217,7 +224,6 @@ impl Workers {
             Place {
                 owner: worker,
                 transit: Some(worker),
-                pinned: false,
                 node,
                 vitals: Arc::clone(&vitals),
             },
@@ -279,7 +285,7 @@ impl Workers {
             return Err(MoveError::NoQueue);
         };
         self.settle_nics(from, to);
-        settle_guests(&self.shared.snapshot.load(), None);
+        settle_guests(&self.shared.snapshot.load(), key.port, None);
         let table = self.table.lock();
         // It cannot have gone: a worker that leaves waits for what is on the way to it.
         let target = table.workers.get(to).and_then(Option::as_ref);
@@ -307,15 +313,25 @@ impl Workers {
         self.table.lock().set_resting(worker, resting);
     }
 
-    /// Says whether a queue is to stay where it is, whatever the steward thinks.
+    /// Says whether a queue is to stay where it is, whatever the steward thinks. That holds until its worker leaves or
+    /// its port is [forgotten](Self::forget), also while the queue is away.
     ///
     /// # Errors
     /// There is no such queue.
     pub fn pin(&self, key: QueueKey, pinned: bool) -> Result<(), MoveError> {
         let mut table = self.table.lock();
-        let place = table.queues.get_mut(&key).ok_or(MoveError::NoQueue)?;
-        place.pinned = pinned;
+        let at = table.queues.get(&key).map(Place::at);
+        if pinned {
+            table.pins.insert(key, at.ok_or(MoveError::NoQueue)?);
+        } else if table.pins.remove(&key).is_none() {
+            at.ok_or(MoveError::NoQueue)?;
+        }
         Ok(())
+    }
+
+    /// This port does not come back.
+    pub fn forget(&self, port: PortRef) {
+        self.table.lock().pins.retain(|key, _| key.port != port);
     }
 
     /// Who owns a queue; while it moves, who did last.
@@ -349,7 +365,7 @@ impl Workers {
         let queues = table.queues.iter().map(|(key, place)| QueueSeen {
             key: *key,
             owner: place.owner,
-            pinned: place.pinned,
+            pinned: table.pins.contains_key(key),
             node: place.node,
             vitals: Arc::clone(&place.vitals),
         });
@@ -491,7 +507,10 @@ impl Workers {
                     let core = entry.wanted.core;
                     match standing {
                         Standing::Here => tracing::info!(worker = index, core, "worker added"),
-                        _ => tracing::info!(worker = index, core, "worker leaves"),
+                        _ => {
+                            tracing::info!(worker = index, core, "worker leaves");
+                            table.pins.retain(|_, worker| worker != index);
+                        }
                     }
                 }
             }
@@ -558,7 +577,7 @@ impl Workers {
             let mut table = self.table.lock();
             let mut owned = table
                 .queues
-                .iter_mut()
+                .iter()
                 .filter(|(_, p)| p.at() == worker || p.owner == worker);
             let Some((&key, place)) = owned.next() else {
                 return;
@@ -567,7 +586,6 @@ impl Workers {
                 self.arrived.wait(&mut table);
                 continue;
             }
-            place.pinned = false;
             let near = place.node;
             let Some(to) = table.choose(Some(worker), near) else {
                 return;

@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::forward::Snapshot;
 use crate::forward::snapshot::GuestQueues;
+use crate::forward::{PortRef, Snapshot};
 
 /// How often to look.
 const LOOK: Duration = Duration::from_micros(50);
@@ -19,12 +19,23 @@ struct Waiting<'a> {
 }
 
 /// Waits until guests with several queues have dealt with what they were given: workers know for themselves which of the
-/// queues a flow is on, and the next owner of a sender may know another. Each is waited for as long as its
+/// queues a flow is on, and the next owner of a queue of `sender` may know another. Only guests on its bridge, to whom its
+/// frames go; others may be as slow as they please. Each is waited for as long as its
 /// [patience](crate::forward::patience) allows, and no longer than `at_most`. False if some had not by then.
-pub(super) fn settle_guests(snapshot: &Snapshot, at_most: Option<Instant>) -> bool {
+pub(super) fn settle_guests(
+    snapshot: &Snapshot,
+    sender: PortRef,
+    at_most: Option<Instant>,
+) -> bool {
     let start = Instant::now();
     let mut all = true;
-    let guests = snapshot.guests().filter(|guest| guest.active() > 1);
+    // Without a port or bridge its frames go nowhere.
+    let bridge = snapshot
+        .live(sender)
+        .and_then(|port| snapshot.bridge(port.bridge));
+    let members = bridge.iter().flat_map(|bridge| &bridge.members);
+    let guests = members.filter_map(|port| port.output.guest());
+    let guests = guests.filter(|guest| guest.active() > 1);
     let mut waiting: Vec<Waiting<'_>> = guests
         .filter_map(|guest| {
             let pairs = (0..guest.active()).filter_map(|pair| Some((pair, guest.under_way(pair)?)));

@@ -54,14 +54,17 @@ impl Workers {
     ) -> Result<bool, MoveError> {
         let to = QueueKey { port, queue: to };
         let (new, mail) = self.owner_of(to)?;
-        let hold = ask(&mail, |told| Letter::Hold(to, told));
-        let until = hold.recv().ok().flatten().ok_or(MoveError::NoQueue)?;
+        let worker = Arc::downgrade(&mail);
+        let until = hear(mail, |told| Letter::Hold(to, told)).flatten();
+        let until = until.ok_or(MoveError::NoQueue)?;
         let outcome = if write() {
             Ok(self.drain(port, from, new, until) && Instant::now() < until)
         } else {
             Err(MoveError::NoQueue)
         };
-        send(&mail, Letter::Release(to));
+        if let Some(mail) = worker.upgrade() {
+            send(&mail, Letter::Release(to));
+        }
         outcome
     }
 
@@ -97,7 +100,7 @@ impl Workers {
         for owner in &owners {
             all &= self.nics_settle(*owner, new, until);
         }
-        all && (owners.is_empty() || settle_guests(&self.shared.snapshot.load(), Some(until)))
+        all && (owners.is_empty() || settle_guests(&self.shared.snapshot.load(), port, Some(until)))
     }
 
     /// Who has a queue that is not on its way somewhere.
@@ -123,4 +126,37 @@ fn ask<T>(
     answer
 }
 
+/// The same, and waits for the answer. None if the worker has ended: its letters end with their box, which must not be kept
+/// from that.
+fn hear<T>(mail: Arc<Mailbox<Letter>>, letter: impl FnOnce(SyncSender<T>) -> Letter) -> Option<T> {
+    let answer = ask(&mail, letter);
+    drop(mail);
+    answer.recv().ok()
+}
+
 const _: () = assert!(PIPELINE.as_nanos() < HOLD.as_nanos());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::PortIndex;
+
+    /// The worker was dismissed between being found and being asked.
+    #[test]
+    fn who_has_ended_is_not_waited_for() {
+        let key = QueueKey {
+            port: PortRef {
+                index: PortIndex(0),
+                incarnation: 1,
+            },
+            queue: 0,
+        };
+        let theirs = Arc::new(Mailbox::new(4).unwrap());
+        let found = Arc::clone(&theirs);
+        drop(theirs);
+        let (told, heard) = mpsc::channel();
+        std::thread::spawn(move || told.send(hear(found, |reply| Letter::Hold(key, reply))));
+        let heard = heard.recv_timeout(Duration::from_secs(10));
+        assert_eq!(heard, Ok(None), "it waits for ever");
+    }
+}

@@ -167,6 +167,8 @@ impl Steward {
                 brain.trace.note(now, What::Release(key), asked);
             }
         }
+        // It may sleep because of what stayed where it was.
+        self.shared.bell.ring();
         Ok(())
     }
 
@@ -353,7 +355,7 @@ impl Brain {
             self.balance(now, workers);
         }
         let mut next = self.next(workers, busy);
-        if self.changed {
+        if self.changed && self.duties.rebalance {
             // Those in use are others, and too little is known about loads to deal the queues out.
             next.within = Some(MEASURED);
         }
@@ -386,7 +388,11 @@ impl Brain {
         }
         let in_use = list.iter().filter(|w| !w.resting).count();
         // Workers that may still be spared are watched until they are.
-        let spare = self.duties.scales() && in_use > 1;
+        let spare = self.duties.scales() && in_use > 1 && {
+            let queues = workers.queues();
+            let pinned = |w: &&Seen| queues.iter().any(|q| q.owner == w.index && q.pinned);
+            list.iter().any(|w| !w.resting && !pinned(&w))
+        };
         if busy < QUIET && !spare {
             return Next::QUIET;
         }
@@ -440,10 +446,9 @@ impl Brain {
                 let Some(park) = list.get(usize::from(park.0)).map(|w| w.index) else {
                     return false;
                 };
-                let pinned = workers.queues().iter().any(|q| q.owner == park && q.pinned);
                 let in_use = list.iter().filter(|w| !w.resting).count();
                 // The last one stays: it sleeps by itself when there is nothing to do.
-                if pinned || in_use < 2 {
+                if in_use < 2 {
                     return false;
                 }
                 self.shrunk = Some(now);
@@ -467,7 +472,7 @@ impl Brain {
         let look = |worker: &Seen| {
             let pulse = worker.vitals.read();
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
-            let own = queues.iter().filter(|q| q.owner == worker.index);
+            let own = || queues.iter().filter(|q| q.owner == worker.index);
             let busy = Duration::from_nanos(pulse.busy_ns.saturating_sub(before));
             let pressed = !pulse.asleep && busy >= elapsed.mul_f64(PRESSED);
             scale::Look {
@@ -475,7 +480,8 @@ impl Brain {
                 delay: if pressed { pulse.delay } else { Duration::ZERO },
                 standing: pressed && pulse.standing > 0,
                 busy,
-                divisible: own.filter(loaded).count() > 1,
+                divisible: own().filter(loaded).count() > 1,
+                stays: own().any(|q| q.pinned),
                 node: worker.node,
             }
         };
@@ -619,3 +625,6 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

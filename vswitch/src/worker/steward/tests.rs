@@ -1,0 +1,47 @@
+use super::*;
+use crate::forward::learn::LearnMailbox;
+use crate::mailbox::Mailbox;
+use crate::worker::BusyPoll;
+use crate::worker::bell::Bell;
+use crate::worker::registry::Wanted;
+
+const ALL: Duties = Duties {
+    rebalance: true,
+    scale: true,
+};
+const NONE: Duties = Duties {
+    rebalance: false,
+    scale: false,
+};
+
+/// Workers on cores that do not exist: the threads run unpinned, which is all the same here.
+fn workers(count: u32) -> Arc<Workers> {
+    let shared = Arc::new(Shared {
+        snapshot: arc_swap::ArcSwap::default(),
+        clock: 0.into(),
+        learn: Arc::new(LearnMailbox::new(1).unwrap()),
+        reports: Mailbox::new(1).unwrap(),
+        bell: Bell::new().unwrap(),
+    });
+    let on = |core| Wanted {
+        core,
+        busy_poll: BusyPoll::Adaptive,
+    };
+    let wanted: Vec<_> = (1000..1000 + count).map(on).collect();
+    Workers::start(&wanted, &shared).unwrap()
+}
+
+/// Between putting a worker to use and dealing queues out to it the operator says that queues are to stay.
+#[test]
+fn who_may_do_nothing_does_not_look() {
+    let workers = workers(2);
+    let mut brain = Brain::new(ALL);
+    brain.changed = true;
+    let next = brain.look(brain.balanced, false, &workers);
+    assert_eq!(next.within, Some(MEASURED), "there is dealing out to do");
+    brain.duties = NONE;
+    brain.changed = true;
+    let next = brain.look(Instant::now(), false, &workers);
+    assert_eq!(next, Next::NEVER);
+    workers.stop();
+}
