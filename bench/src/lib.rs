@@ -30,7 +30,7 @@
 //! | [`selfdriven`] | guests and the switch's own rings in one process, for what sockets and other CPUs would hide |
 //! | [`histogram`] | how often which latency was seen |
 //! | [`rounds`], [`sample`] | slices in turn, and when there are enough; what a slice gave |
-//! | [`probe`], [`interference`] | what the machine does meanwhile |
+//! | [`probe`], [`interference`], [`wake`] | what the machine does meanwhile, and what waking somebody costs on it |
 //! | [`footprint`], [`cputime`] | memory and processor time of a contestant |
 //! | [`stats`], [`report`] | medians, ratios, table, JSON, plot |
 //! | [`lock`], [`cpu`], [`machine`] | one measurement at a time, on which CPUs, on what machine |
@@ -61,6 +61,7 @@ pub mod rounds;
 pub mod sample;
 pub mod selfdriven;
 pub mod stats;
+pub mod wake;
 
 pub use error::{Error, Result};
 pub use options::{Options, Peer, What};

@@ -2,6 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::cputime::CpuUse;
 use crate::generator::{Counted, Paced};
 use crate::histogram::Histogram;
 use crate::interference::Interference;
@@ -36,6 +37,13 @@ pub enum Detail {
     Rate(Counted),
     /// Frames offered at a rate, without looking at the time they take.
     Offered(Paced),
+    /// The same, and the processor time that the contestant took for it.
+    Used {
+        /// What was offered.
+        paced: Paced,
+        /// What its threads used.
+        cpu: CpuUse,
+    },
     /// Times that frames were on their way.
     Latency {
         /// What was offered in the windows that count.

@@ -31,6 +31,8 @@ pub enum Idle {
     Adaptive,
     /// Polls on.
     Polls,
+    /// Sleeps at once.
+    Sleeps,
 }
 
 /// Who is to be started.
@@ -129,17 +131,30 @@ impl Kind {
 }
 
 impl Idle {
-    fn name(self) -> &'static str {
+    /// What tables call the switch that does so.
+    pub fn switch(self) -> &'static str {
         match self {
-            Self::Adaptive => "busy-poll adaptive (default)",
-            Self::Polls => "busy-poll always",
+            Self::Adaptive => "vswitch",
+            Self::Polls => "vswitch-poll",
+            Self::Sleeps => "vswitch-never",
         }
     }
 
-    fn value(self) -> &'static str {
+    /// In words.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Adaptive => "busy-poll adaptive (default)",
+            Self::Polls => "busy-poll always",
+            Self::Sleeps => "busy-poll never",
+        }
+    }
+
+    /// As configurations have it.
+    pub(super) fn value(self) -> &'static str {
         match self {
             Self::Adaptive => "adaptive",
             Self::Polls => "always",
+            Self::Sleeps => "never",
         }
     }
 }

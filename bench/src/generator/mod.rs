@@ -32,6 +32,7 @@ mod closed;
 mod introduce;
 pub(crate) mod lane;
 mod paced;
+mod trains;
 
 /// First address of guest A; more of its addresses count up the last two bytes.
 pub const MAC_A: [u8; 6] = [2, 0, 0, 0xa, 0, 0];

@@ -11,18 +11,22 @@ const HARDLY: f64 = 0.05;
 
 /// The report as text: figures, ratios, and what one must know to judge them.
 pub fn render(report: &Report) -> String {
+    joined(preamble(report)) + &body(report)
+}
+
+/// The same without what was measured, of whom, and on what.
+pub fn body(report: &Report) -> String {
     let names: Vec<&str> = report
         .contestants
         .iter()
         .map(|(name, _)| name.as_str())
         .collect();
-    let mut lines = preamble(report);
     let measured: Vec<_> = report
         .cases
         .iter()
         .flat_map(|case| case.rows.iter().map(move |row| (case, row)))
         .collect();
-    lines.push(String::new());
+    let mut lines = vec![String::new()];
     lines.extend(figures(&measured, &names));
     if names.len() > 1 {
         lines.push(String::new());
@@ -35,6 +39,10 @@ pub fn render(report: &Report) -> String {
             .into(),
     );
     lines.extend(remarks(report));
+    joined(lines)
+}
+
+fn joined(lines: Vec<String>) -> String {
     let mut text = String::new();
     for line in lines {
         // Writing to a string cannot fail.
