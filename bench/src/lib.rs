@@ -27,6 +27,7 @@
 //! | [`experiment`] | what is measured; one file each |
 //! | [`contestant`] | who is measured: the switch, peers, the bare mover |
 //! | [`generator`] | the load: sends, receives, checks, counts; as fast as it goes or at a rate |
+//! | [`napi`] | a guest that sleeps until it is interrupted, and what that costs it |
 //! | [`selfdriven`] | guests and the switch's own rings in one process, for what sockets and other CPUs would hide |
 //! | [`histogram`] | how often which latency was seen |
 //! | [`rounds`], [`sample`] | slices in turn, and when there are enough; what a slice gave |
@@ -53,6 +54,7 @@ pub mod histogram;
 pub mod interference;
 pub mod lock;
 pub mod machine;
+pub mod napi;
 mod options;
 pub mod probe;
 mod process;
@@ -81,6 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
         What::Tcp => present(&experiment::tcp::run(options)?, options),
         What::Memory => present(&experiment::memory::run(options)?, options),
         What::Idle => present(&experiment::idle::run(options)?, options),
+        What::Interrupts => present(&experiment::interrupts::run(options)?, options),
         What::Cycles => present(&experiment::cycles::run(options)?, options),
         What::Scale => present(&experiment::scale::run(options)?, options),
         What::Affinity => present(&experiment::affinity::run(options)?, options),

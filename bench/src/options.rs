@@ -37,7 +37,8 @@ pub struct Options {
     )]
     pub peers: Vec<Peer>,
     /// Only these cases, separated by commas: frame sizes (64B, 1500B, ...) and, where an experiment has
-    /// them, imix, flows, macs, directions, touch, packed, disjoint, all [default: all].
+    /// them, imix, flows, macs, directions, touch, packed, disjoint, all; in `interrupts` poisson, on-off,
+    /// requests, mixed, flood [default: all].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cases: Vec<String>,
     /// How long `ndr` offers 90 % of the rate without loss, in seconds [default: 10; with --quick: 2].
@@ -80,8 +81,10 @@ pub enum What {
     Tcp,
     /// Memory of the switch by number of ports, guest memory not counted.
     Memory,
-    /// Processor time of the switch while its guests are silent.
+    /// Processor time of the switch while its guests are silent, and what sleeping costs when they are not.
     Idle,
+    /// Every rule for when a guest is interrupted: CPU, interrupts and delay over load, with a simulated guest that sleeps.
+    Interrupts,
     /// Cycles that the switch takes for a frame, step by step, on one thread with its guests.
     Cycles,
     /// Two workers against one: guests in pairs, and all to all.
@@ -167,6 +170,7 @@ mod tests {
             "tcp",
             "memory",
             "idle",
+            "interrupts",
             "cycles",
             "scale",
             "affinity",

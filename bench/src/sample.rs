@@ -6,6 +6,7 @@ use crate::cputime::CpuUse;
 use crate::generator::{Counted, Paced};
 use crate::histogram::Histogram;
 use crate::interference::Interference;
+use crate::napi::Seen;
 use crate::probe::Class;
 use crate::selfdriven::{Shares, Spent};
 
@@ -54,6 +55,13 @@ pub enum Detail {
         #[serde(serialize_with = "buckets")]
         histogram: Histogram,
     },
+    /// A guest that sleeps until it is interrupted.
+    Interrupted {
+        /// What it and the load have seen.
+        seen: Box<Seen>,
+        /// What the switch's threads used meanwhile.
+        cpu: CpuUse,
+    },
     /// TCP streams and pings between real guests.
     Streams {
         /// How long they took together, seconds.
@@ -100,6 +108,7 @@ impl Sample {
     pub fn histogram(&self) -> Option<&Histogram> {
         match &self.detail {
             Detail::Latency { histogram, .. } => Some(histogram),
+            Detail::Interrupted { seen, .. } => Some(seen.waited_for()),
             _ => None,
         }
     }

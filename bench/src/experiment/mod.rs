@@ -20,6 +20,7 @@ pub mod affinity;
 pub mod cycles;
 mod hosts;
 pub mod idle;
+pub mod interrupts;
 pub mod latency;
 pub mod memory;
 pub mod mover;

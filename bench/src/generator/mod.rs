@@ -202,7 +202,7 @@ impl Load {
     }
 
     /// Gets ready: empty rings, known addresses.
-    fn prepare(&self, wire: &mut Wire) -> Result<()> {
+    pub(crate) fn prepare(&self, wire: &mut Wire) -> Result<()> {
         settle(wire)?;
         if wire.introduce {
             introduce::all(wire, self)?;

@@ -123,8 +123,10 @@ fn name(row: &Row) -> String {
 fn figures(measured: &[(&Case, &Row)], names: &[&str]) -> Vec<String> {
     let stub = Stub::of(measured);
     let mut heading = stub.line("case", "", "cache");
+    // Wide enough for figures, and for the name above them.
+    let wide = |name: &str| name.len().max(9);
     for name in names {
-        heading += &format!(" {name:>9}");
+        heading += &format!(" {name:>0$}", wide(name));
     }
     let mut lines = vec![heading + "   slices"];
     for (case, row) in measured {
@@ -138,7 +140,7 @@ fn figures(measured: &[(&Case, &Row)], names: &[&str]) -> Vec<String> {
             for name in names {
                 let summary = result.summaries.get(*name);
                 let figure = summary.map_or("-".into(), |s| number(s.figure));
-                line += &format!(" {figure:>9}");
+                line += &format!(" {figure:>0$}", wide(name));
                 counts.push(summary.map_or(0, |s| s.count).to_string());
             }
             lines.push(format!("{line}   {}", counts.join("/")));

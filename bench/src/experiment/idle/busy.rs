@@ -21,7 +21,7 @@ use crate::rounds::{Schedule, in_turn};
 use crate::sample::{Detail, Sample};
 use crate::{Options, Result, wake};
 
-use super::super::{Watcher, rate_slice, slice, undisturbed_rate};
+use super::super::{Conditions, Watcher, rate_slice, slice, undisturbed_rate, watched};
 use super::verdict;
 
 /// Length of every frame, bytes, and flows.
@@ -46,6 +46,8 @@ const QUICK_TIMING: Timing = Timing {
 
 /// Who takes part; the first is compared with the others.
 const MANNERS: [Idle; 3] = [Idle::Adaptive, Idle::Polls, Idle::Sleeps];
+/// Who only wakes a thread.
+pub(super) const WAKE_UP: &str = "wake-up";
 /// Place of the one that always polls, whose highest rate the others are offered a part of.
 const POLLS: usize = 1;
 
@@ -95,13 +97,20 @@ pub(super) fn run(
         load: Load::new(LOAD.0, LOAD.1),
         first,
     };
-    let mut woken = Histogram::default();
     let cases = schedule.rounds(|round| {
         eprintln!("busy-poll, round {}", round + 1);
-        woken.merge(&wake::cost(placement, SILENCE, first)?);
         ground.round(&mut switches, round)
     })?;
-    let names: Vec<String> = switches.iter().map(|s| s.name().to_owned()).collect();
+    let mut contestants: Vec<(String, String)> = switches
+        .iter()
+        .map(|s| (s.name().to_owned(), s.describe()))
+        .collect();
+    contestants.push((
+        WAKE_UP.into(),
+        "no switch: a thread that slept in epoll on the worker's CPU, woken by an event descriptor"
+            .into(),
+    ));
+    let names: Vec<String> = contestants.iter().map(|(name, _)| name.clone()).collect();
     let measures: [&[Measure]; 4] = [
         &FIRST_MEASURES,
         &PART_MEASURES,
@@ -125,15 +134,12 @@ pub(super) fn run(
             ring_size: RING_SIZE,
             features: FEATURES,
         },
-        contestants: switches
-            .iter()
-            .map(|s| (s.name().to_owned(), s.describe()))
-            .collect(),
+        contestants,
         skipped: Vec::new(),
         cases: cases.map(case).collect(),
         remarks: Vec::new(),
     };
-    report.remarks = verdict::of_load(&report, &woken);
+    report.remarks = verdict::of_load(&report);
     Ok(report)
 }
 
@@ -149,7 +155,8 @@ struct Ground {
 impl Ground {
     /// A slice of everybody in each case.
     fn round(&self, switches: &mut [Switch], round: u32) -> Result<Vec<Vec<Sample>>> {
-        let firsts = in_turn(round, switches, |_, switch| self.first(switch, round))?;
+        let mut firsts = in_turn(round, switches, |_, switch| self.first(switch, round))?;
+        firsts.push(self.wake_up(round)?);
         let full = in_turn(round, switches, |_, switch| {
             undisturbed_rate(|| {
                 let (limits, timing) = (self.limits, self.timing);
@@ -184,13 +191,15 @@ impl Ground {
                 Ok((latency, paced))
             },
         )?;
-        let values = [0.5, 0.99].map(|q| histogram.quantile(q) as f64 / 1e3);
-        let detail = Detail::Latency {
-            paced,
-            windows: (1, 1),
-            histogram,
-        };
-        Ok(conditions.sample(round, values.to_vec(), detail))
+        Ok(times(conditions, round, paced, histogram))
+    }
+
+    /// What waking somebody costs, without a switch.
+    fn wake_up(&self, round: u32) -> Result<Sample> {
+        let (histogram, conditions) = watched(self.placement, Some(self.limits), |_| {
+            wake::cost(self.placement, SILENCE, self.first)
+        })?;
+        Ok(times(conditions, round, Paced::default(), histogram))
     }
 
     /// A load, and the processor time of the switch meanwhile.
@@ -214,7 +223,7 @@ impl Ground {
                 }
             };
             let paced = offer(wire, &mut edge)?;
-            Ok((paced, used(clocks)?))
+            Ok((paced, CpuUse::between(clocks)?))
         };
         let ((paced, cpu), conditions) = slice(switch, self.placement, Some(self.limits), work)?;
         let values = vec![cpu.percent, paced.loss()];
@@ -222,11 +231,12 @@ impl Ground {
     }
 }
 
-/// Between the first two readings.
-fn used(clocks: Vec<Result<CpuClock>>) -> Result<CpuUse> {
-    let clocks = clocks.into_iter().collect::<Result<Vec<_>>>()?;
-    match clocks.as_slice() {
-        [before, after] => Ok(after.since(before)),
-        _ => Err(crate::Error::Silent(0)),
-    }
+fn times(conditions: Conditions, round: u32, paced: Paced, histogram: Histogram) -> Sample {
+    let values = [0.5, 0.99].map(|q| histogram.quantile(q) as f64 / 1e3);
+    let detail = Detail::Latency {
+        paced,
+        windows: (1, 1),
+        histogram,
+    };
+    conditions.sample(round, values.to_vec(), detail)
 }

@@ -1,9 +1,9 @@
 //! Whether the switch is idle enough, and fast enough when it no longer is.
 
-use crate::histogram::Histogram;
 use crate::report::verdict::Verdict;
 use crate::report::{ClassResult, Report};
 
+use super::busy::WAKE_UP;
 use super::{Case, OURS};
 
 /// Guests that are silent, and what they may cost, percent of a CPU.
@@ -29,57 +29,67 @@ pub(super) fn of_silence(cases: &[Case]) -> Verdict {
     Verdict::at_most(claim, percent.map(|p| p.figure), SILENT.1, " %").and(range)
 }
 
-/// Of the loads of [`busy`](super::busy), in its order: lines of the report.
-pub(super) fn of_load(report: &Report, woken: &Histogram) -> Vec<String> {
-    let mut lines = vec![format!(
-        "Waking a thread that slept in epoll takes {:.1} us (p50), {:.1} us (p99) here.",
-        woken.quantile(0.5) as f64 / 1e3,
-        woken.quantile(0.99) as f64 / 1e3
-    )];
-    let results = |case: usize| {
-        let row = report.cases.get(case).and_then(|case| case.rows.first());
-        row.map_or(&[][..], |row| row.results.as_slice())
-    };
-    lines.push(first(results(0), woken).line());
-    for (case, how) in [(1, "evenly"), (2, "in trains")] {
-        let claim = format!(
-            "a tenth of the highest rate, {how}, takes at most {:.0} % of always polling's time",
-            SHARE * 100.0
-        );
-        lines.push(of_ratio(results(case), claim, |ratio| ratio, SHARE).line());
+/// Of the loads of [`busy`](super::busy), in its order: lines of the report, one for each class of slices.
+pub(super) fn of_load(report: &Report) -> Vec<String> {
+    let claims = [
+        format!("the first frame takes at most {BEYOND} us (p50) longer than waking a thread"),
+        tenth("evenly"),
+        tenth("in trains"),
+        format!(
+            "the highest rate is within {:.0} % of always polling's",
+            CLOSE * 100.0
+        ),
+    ];
+    let mut lines = Vec::new();
+    for (number, claim) in claims.into_iter().enumerate() {
+        let row = report.cases.get(number).and_then(|case| case.rows.first());
+        let results = row.map_or(&[][..], |row| row.results.as_slice());
+        let of = |result| match number {
+            0 => first(result, &claim),
+            3 => of_ratio(result, &claim, |ratio| 1.0 - ratio, CLOSE),
+            _ => of_ratio(result, &claim, |ratio| ratio, SHARE),
+        };
+        lines.extend(results.iter().filter_map(of).map(|found| found.line()));
+        if results.iter().all(|result| of(result).is_none()) {
+            lines.push(Verdict::at_most(claim, None, 0.0, "").line());
+        }
     }
-    let claim = format!(
-        "the highest rate is within {:.0} % of always polling's",
-        CLOSE * 100.0
-    );
-    lines.push(of_ratio(results(3), claim, |ratio| 1.0 - ratio, CLOSE).line());
     lines
 }
 
-fn first(results: &[ClassResult], woken: &Histogram) -> Verdict {
-    let claim = format!("the first frame takes at most {BEYOND} us longer than waking a thread");
-    let ours = results
-        .first()
-        .and_then(|result| result.summaries.get(OURS));
-    let beyond = ours
-        .filter(|_| woken.count() > 0)
-        .map(|ours| ours.figure - woken.quantile(0.5) as f64 / 1e3);
-    Verdict::at_most(claim, beyond, BEYOND, " us, p50")
+fn tenth(how: &str) -> String {
+    format!(
+        "a tenth of the highest rate, {how}, takes at most {:.0} % of always polling's time",
+        SHARE * 100.0
+    )
 }
 
-/// The first class's ratio to always polling, made into what must not be above the limit.
+/// How much longer than a wake-up.
+fn first(result: &ClassResult, claim: &str) -> Option<Verdict> {
+    let figure = |name| Some(result.summaries.get(name)?.figure);
+    let (ours, woken) = (figure(OURS)?, figure(WAKE_UP)?);
+    let found = Verdict::at_most(claim, Some(ours - woken), BEYOND, " us");
+    Some(
+        found
+            .and(format!("{ours:.1} against {woken:.1}"))
+            .and(result.class.name()),
+    )
+}
+
+/// The ratio to always polling, made into what must not be above the limit; in percent.
 fn of_ratio(
-    results: &[ClassResult],
-    claim: String,
+    result: &ClassResult,
+    claim: &str,
     figure: impl Fn(f64) -> f64,
     limit: f64,
-) -> Verdict {
-    let ratio = results.first().and_then(|result| result.ratios.get(POLLS));
-    let spread = ratio.and_then(|ratio| ratio.spread);
-    let spread = spread.map_or(String::new(), |(min, max)| {
-        format!("ratios {min:.2} to {max:.2}")
+) -> Option<Verdict> {
+    let ratio = result.ratios.get(POLLS)?;
+    let spread = ratio.spread.map_or(String::new(), |(min, max)| {
+        format!("ratios {min:.3} to {max:.3}")
     });
-    Verdict::at_most(claim, ratio.map(|r| figure(r.of_figures)), limit, "").and(spread)
+    let percent = figure(ratio.of_figures) * 100.0;
+    let found = Verdict::at_most(claim, Some(percent), limit * 100.0, " %");
+    Some(found.and(spread).and(result.class.name()))
 }
 
 #[cfg(test)]
@@ -90,44 +100,35 @@ mod tests {
     use crate::report::Measure;
     use crate::report::testing::{SHARED, report, sample};
 
-    /// A case in which the switch has one figure, and the one that always polls another.
-    fn case(ours: f64, polls: f64) -> crate::report::Case {
-        let names = [OURS, POLLS].map(String::from);
-        let samples = [ours, polls].map(|value| vec![sample(0, value, SHARED, true)]);
+    /// A case in which the switch has one figure, and somebody else another.
+    fn case(ours: f64, (name, theirs): (&str, f64)) -> crate::report::Case {
+        let names = [OURS, name].map(String::from);
+        let samples = [ours, theirs].map(|value| vec![sample(0, value, SHARED, true)]);
         let measures = [Measure::median("", "any")];
-        let load = Load::new(64, 1);
-        crate::report::Case::new(
-            "x".into(),
-            load,
-            Rings::Split,
-            &measures,
-            &names,
-            samples.into(),
-        )
+        let (load, samples) = (Load::new(64, 1), samples.into());
+        crate::report::Case::new("x".into(), load, Rings::Split, &measures, &names, samples)
     }
 
     #[test]
     fn each_target_has_its_line() {
-        let mut woken = Histogram::default();
-        woken.record(30_000);
-        let mut found = report();
-        found.cases = vec![
-            case(39.9, 1.0),
-            case(100.0, 100.0),
-            case(20.0, 100.0),
-            case(9.7, 10.0),
+        let words = |cases: &[crate::report::Case]| {
+            let mut found = report();
+            found.cases = cases.to_vec();
+            let lines = of_load(&found);
+            let words = lines.iter().filter_map(|line| line.split(':').next());
+            words.map(String::from).collect::<Vec<_>>()
+        };
+        let polls = |ours, theirs| case(ours, (POLLS, theirs));
+        let mut cases = vec![
+            case(39.9, (WAKE_UP, 30.0)),
+            polls(100.0, 100.0),
+            polls(20.0, 100.0),
+            polls(9.7, 10.0),
         ];
-        let lines = of_load(&found, &woken);
-        let words: Vec<_> = lines.iter().skip(1).map(|l| l.split(':').next()).collect();
-        assert_eq!(
-            words,
-            ["met", "MISSED", "met", "MISSED"].map(Some),
-            "{lines:?}"
-        );
-        found.cases[0] = case(41.0, 1.0);
-        assert!(of_load(&found, &woken)[1].starts_with("MISSED"));
-        found.cases.clear();
-        assert!(of_load(&found, &woken)[1].starts_with("open"));
+        assert_eq!(words(&cases), ["met", "MISSED", "met", "MISSED"]);
+        (cases[0], cases[3]) = (case(41.0, (WAKE_UP, 30.0)), polls(9.9, 10.0));
+        assert_eq!(words(&cases), ["MISSED", "MISSED", "met", "met"]);
+        assert_eq!(words(&[]), ["open"; 4]);
         assert_eq!(of_silence(&[]).met, None);
     }
 }
