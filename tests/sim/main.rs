@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use vswitch_tests::suite;
 
 mod capture;
+mod coalescing;
 mod config;
 mod conversation;
 mod disturbance;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         restarts::CASES,
         packed::CASES,
         workers::CASES,
+        coalescing::CASES,
     ];
     suite::run(modules.concat())
 }

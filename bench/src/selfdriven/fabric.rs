@@ -6,7 +6,7 @@ use vswitch::forward::counters::Totals;
 use vswitch::forward::deliver::Context;
 use vswitch::forward::fdb::{CoarseSecond, FdbWriter};
 use vswitch::forward::learn::{self, LearnMailbox};
-use vswitch::forward::snapshot::{BridgeSpec, GuestQueues, Output, PortSpec};
+use vswitch::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, Output, PortSpec};
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BridgeIndex, Forwarder, Port, PortIndex, PortRef, Snapshot, Vid};
 use vswitch::worker::{self, serve};
@@ -45,6 +45,7 @@ impl Fabric {
                 learning: true,
                 admin_up: true,
                 offloads: Accepts::default(),
+                coalesce: Coalesce::default(),
                 output: Output::Guest(Arc::new(queues)),
                 counters: (0..workers).map(|_| Arc::default()).collect(),
             })
@@ -152,6 +153,8 @@ impl Worker<'_> {
             ingress,
             now: CoarseSecond(second),
             micros: Micros(0),
+            nanos: 0,
+            drained: false,
             pair: Some(0),
             discard: None,
         };

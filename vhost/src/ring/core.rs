@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use rustix::io::{Errno, ReadWriteFlags};
-use vswitch_coalesce::{GuestAsks, Signal};
+use rustix::io::ReadWriteFlags;
+use vswitch_coalesce::{Action, Burst, GuestAsks, Settings};
 
 use super::ahead::{Ahead, Ready};
+use super::calls::{self, Asked, Call, CallReport, Calls};
 use super::chain::{Direction, Spans, Walk};
 use super::layout::{Base, Chain, Layout, Position, RingAddresses};
 use super::{QueuePair, RingError};
@@ -75,9 +76,7 @@ pub(super) struct Core<L> {
     /// Entries given back, running freely, and as many as were published.
     given: u16,
     published: u16,
-    /// Entries published since the guest's wish was last settled, saturating.
-    unsettled: u16,
-    signal: Signal,
+    calls: Calls,
     broken: Option<RingError>,
     /// [`poison_epoch`] when the memory was last known to be whole.
     epoch: u32,
@@ -110,8 +109,7 @@ impl<L: Layout> Core<L> {
             // Split rings express events in their index: then this is it.
             given: next.0,
             published: next.0,
-            unsettled: 0,
-            signal: Signal::new(),
+            calls: Calls::new(),
             broken: None,
             epoch,
             call: setup.call,
@@ -142,16 +140,21 @@ impl<L: Layout> Core<L> {
         Ok(())
     }
 
-    /// Publishes everything written, forgets what was resolved, and says where the ring stands, as a front-end is told.
+    /// Publishes everything written, leaves no call held, forgets what was resolved, and says where the ring stands, as a
+    /// front-end is told.
     pub(super) fn settle(&mut self) -> u32 {
         self.publish();
+        // What is held longest is due first, so no later than now, whatever the owner's clock says.
+        if self.broken.is_none() && self.flush(0).fires() {
+            self.make_call();
+        }
         self.ahead.clear();
         self.ring.base(self.next)
     }
 
     pub(super) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
         self.call = call;
-        self.signal.invalidate();
+        self.calls.reset();
         self.nudge();
     }
 
@@ -293,31 +296,93 @@ impl<L: Layout> Core<L> {
         if count > 0 {
             self.ring.publish(self.next);
             self.published = self.given;
-            self.unsettled = self.unsettled.saturating_add(count);
-            if self.unsettled > i16::MAX as u16 {
-                // Half way round: soon the comparison with what was settled last would be ambiguous.
-                self.signal.invalidate();
-            }
+            self.calls.published(count);
         }
         count
+    }
+
+    /// Tells of the burst that was just published, and says what is to be done about it. What the ring itself knows of it is
+    /// filled in.
+    #[inline]
+    pub(super) fn report(&mut self, settings: &Settings, burst: &Burst) -> Action {
+        let asked: Asked<'_, L> = (&self.ring, self.next, self.published);
+        self.calls.report(settings, burst, asked)
+    }
+
+    /// Asks again if something has been held for long enough.
+    pub(super) fn expire(&mut self, now: u64) -> Action {
+        let asked: Asked<'_, L> = (&self.ring, self.next, self.published);
+        self.calls.expire(now, asked)
+    }
+
+    /// Leaves nothing held.
+    pub(super) fn flush(&mut self, now: u64) -> Action {
+        let asked: Asked<'_, L> = (&self.ring, self.next, self.published);
+        self.calls.flush(now, asked)
+    }
+
+    /// When what is held is due.
+    #[inline]
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.calls.deadline()
+    }
+
+    #[inline]
+    pub(super) fn overdue(&self, now: u64) -> bool {
+        self.calls.overdue(now)
+    }
+
+    #[inline]
+    pub(super) fn heeds_urgency(&self) -> bool {
+        self.calls.heeds_urgency()
+    }
+
+    pub(super) fn has_reacted(&self) -> Option<bool> {
+        if self.broken.is_some() {
+            return None;
+        }
+        self.calls
+            .has_reacted((&self.ring, self.next, self.published))
+    }
+
+    pub(super) fn measured(&mut self, cost_ns: u32) {
+        self.calls.measured(cost_ns);
+    }
+
+    pub(super) fn call_report(&self) -> CallReport {
+        self.calls.summary()
+    }
+
+    pub(super) fn call(&self) -> Option<Call> {
+        self.call.clone().map(Call)
+    }
+
+    pub(super) fn call_failed(&mut self) {
+        self.calls.failed();
+    }
+
+    /// Writes a call that is due; true if there is somebody to call. One that cannot be written is made at the next
+    /// publication.
+    pub(super) fn make_call(&mut self) -> bool {
+        match self.write_call() {
+            Ok(()) => self.call.is_some(),
+            Err(error) => {
+                tracing::debug!(pair = %self.pair, %error, "calling the guest failed");
+                self.calls.failed();
+                false
+            }
+        }
     }
 
     /// Calls the guest if something was published that it wants to hear of.
     #[inline]
     pub(super) fn notify(&mut self) -> io::Result<bool> {
-        if self.unsettled == 0 {
-            return Ok(false);
+        let settings = self.calls.settings();
+        let fires = self.report(&settings, &Burst::default()).fires();
+        if fires {
+            self.write_call().inspect_err(|_| self.calls.failed())?;
         }
-        // Publishing comes before reading the guest's wish, as its driver writes the wish before it looks again.
-        fence(Ordering::SeqCst);
-        let ask = self.ring.asks(self.next, self.published);
-        let wanted = self.signal.wanted(self.published, ask);
-        if wanted {
-            self.write_call()?;
-        }
-        self.signal.commit(self.published);
-        self.unsettled = 0;
-        Ok(wanted && self.call.is_some())
+        Ok(fires && self.call.is_some())
     }
 
     /// How many entries were ever published, modulo 2^16.
@@ -345,14 +410,7 @@ impl<L: Layout> Core<L> {
     }
 
     fn write_call(&self) -> io::Result<()> {
-        let Some(call) = &self.call else {
-            return Ok(());
-        };
-        match rustix::io::write(&**call, &1u64.to_ne_bytes()) {
-            // A full counter is a call that the guest has yet to see.
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.call.as_ref().map_or(Ok(()), |call| calls::write(call))
     }
 
     /// Calls the guest whatever it asked for; drivers accept a spurious call.

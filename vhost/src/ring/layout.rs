@@ -135,6 +135,9 @@ pub(crate) trait Layout: Sized {
     /// published until there, in which an event is expressed.
     fn asks(&self, at: Position, published: u16) -> GuestAsks;
 
+    /// Entries on offer from `at` on, for those who need to know only whether there are `enough`: a guess beyond that.
+    fn room(&self, at: Position, enough: u16) -> u16;
+
     /// Entries given back until `at` that the guest has not offered anew, if the layout can tell: at most so many has it
     /// yet to look at.
     fn not_offered_anew(&self, _at: Position) -> Option<u16> {

@@ -18,6 +18,7 @@
 //! | `packed` | the packed layout, and where a ring stands of which nobody knows |
 //! | `chain` | from descriptors to the pieces of a buffer, whatever the guest wrote |
 //! | `ahead` | chains resolved, and their lines asked for, before they are needed |
+//! | `calls` | when the guest is called, and what it was called for |
 //! | `core` | what both directions share: where the ring stands, calls and kicks, a ring that broke |
 //! | `tx`, `rx` | the two directions |
 //! | `queue` | the two directions, over whichever layout was negotiated |
@@ -43,6 +44,7 @@
 //! follow direct descriptors, and what was begun is finished.
 
 mod ahead;
+mod calls;
 mod chain;
 mod core;
 #[cfg(test)]
@@ -59,6 +61,7 @@ mod tx;
 
 use std::fmt;
 
+pub use self::calls::{Call, CallReport};
 pub use self::queue::{Delivery, RxBurst, RxRing, Sink, TxRing};
 pub use self::rx::{MAX_CHAINS, RxError, RxFeatures};
 pub use self::split::PartError;

@@ -318,6 +318,17 @@ impl Layout for PackedRing {
         }
     }
 
+    /// One look at the last of them: what is on offer is so without gaps.
+    #[inline]
+    fn room(&self, at: Position, enough: u16) -> u16 {
+        let last = self.advance(at, enough.saturating_sub(1));
+        if self.sees(last) {
+            enough.max(self.size / 2)
+        } else {
+            enough / 2
+        }
+    }
+
     fn ask_for_kicks(&self, at: Position) {
         let flags = if self.event_idx {
             Self::event_field(&self.device, 0).store(at.0.to_le(), Ordering::Relaxed);

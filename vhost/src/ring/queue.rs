@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use vswitch_coalesce::{Action, Burst as News, Settings};
 use vswitch_packet::{Sum, VirtioNetHdr};
 
+use super::calls::{Call, CallReport};
 use super::core::Setup;
 use super::packed::PackedRing;
 use super::rx::{Filling, Receive, RxError, RxFeatures};
@@ -128,7 +130,8 @@ impl TxRing {
         each!(Tx, &mut self.0, ring => ring.core.publish() > 0)
     }
 
-    /// Calls the guest if it wants to hear of what was completed; true if it was called.
+    /// Calls the guest if it wants to hear of what was completed; true if it was called. For who does not moderate calls:
+    /// what [`report`](Self::report) holds is held until the next completion.
     ///
     /// # Errors
     ///
@@ -230,7 +233,8 @@ impl RxRing {
         Ok(())
     }
 
-    /// Calls the guest if it wants to hear of what was delivered; true if it was called.
+    /// Calls the guest if it wants to hear of what was delivered; true if it was called. For who does not moderate calls:
+    /// what [`report`](Self::report) holds is held until the next delivery.
     ///
     /// # Errors
     ///
@@ -320,6 +324,91 @@ impl RxBurst<'_> {
         each!(Burst, self.0, burst => burst.finish())
     }
 }
+
+/// What decides when the guest is called, for both directions.
+macro_rules! of_the_caller {
+    ($ring:ident, $kind:ident) => {
+        impl $ring {
+            /// Tells of the burst that was just shown to the guest, and says whether to call it. `used`, `room` and `size`
+            /// are filled in here. If nothing was shown since the last time, there is nothing to do.
+            ///
+            /// A call that is due is written with [`make_call`](Self::make_call), or, outside a lock that guards the ring,
+            /// by way of [`call`](Self::call).
+            #[inline]
+            pub fn report(&mut self, settings: &Settings, burst: &News) -> Action {
+                each!($kind, &mut self.0, ring => ring.core.report(settings, burst))
+            }
+
+            /// When the call that is held is due, in nanoseconds of the clock that [`report`](Self::report) is given.
+            #[inline]
+            #[must_use]
+            pub fn deadline(&self) -> Option<u64> {
+                each!($kind, &self.0, ring => ring.core.deadline())
+            }
+
+            /// Whether a call is held that should not be any longer.
+            #[inline]
+            #[must_use]
+            pub fn overdue(&self, now: u64) -> bool {
+                each!($kind, &self.0, ring => ring.core.overdue(now))
+            }
+
+            /// Asks the guest again if a call is [overdue](Self::overdue).
+            pub fn expire(&mut self, now: u64) -> Action {
+                each!($kind, &mut self.0, ring => ring.core.expire(now))
+            }
+
+            /// Leaves no call held.
+            pub fn flush(&mut self, now: u64) -> Action {
+                each!($kind, &mut self.0, ring => ring.core.flush(now))
+            }
+
+            /// Writes a call that is due; true if there is somebody to call.
+            pub fn make_call(&mut self) -> bool {
+                each!($kind, &mut self.0, ring => ring.core.make_call())
+            }
+
+            /// What a call is written to, to do that elsewhere; `None` if the guest is not to be called.
+            #[must_use]
+            pub fn call(&self) -> Option<Call> {
+                each!($kind, &self.0, ring => ring.core.call())
+            }
+
+            /// A call that was due could not be written: it is made at the next report.
+            pub fn call_failed(&mut self) {
+                each!($kind, &mut self.0, ring => ring.core.call_failed());
+            }
+
+            /// Whether it makes a difference at present if a frame is urgent.
+            #[inline]
+            #[must_use]
+            pub fn heeds_urgency(&self) -> bool {
+                each!($kind, &self.0, ring => ring.core.heeds_urgency())
+            }
+
+            /// Whether the guest has moved since it was called; `None` if that cannot be told, or would say nothing about
+            /// the call.
+            #[must_use]
+            pub fn has_reacted(&self) -> Option<bool> {
+                each!($kind, &self.0, ring => ring.core.has_reacted())
+            }
+
+            /// A call was seen to cost switch and guest so much together, in nanoseconds.
+            pub fn measured(&mut self, cost_ns: u32) {
+                each!($kind, &mut self.0, ring => ring.core.measured(cost_ns));
+            }
+
+            /// What was done about calls so far.
+            #[must_use]
+            pub fn call_report(&self) -> CallReport {
+                each!($kind, &self.0, ring => ring.core.call_report())
+            }
+        }
+    };
+}
+
+of_the_caller!(TxRing, Tx);
+of_the_caller!(RxRing, Rx);
 
 /// What both directions are asked by their session.
 macro_rules! of_the_session {

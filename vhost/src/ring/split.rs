@@ -347,6 +347,16 @@ impl Layout for SplitRing {
         }
     }
 
+    #[inline]
+    fn room(&self, at: Position, enough: u16) -> u16 {
+        let seen = self.seen.wrapping_sub(at.0);
+        if seen >= enough {
+            return seen;
+        }
+        // Not to be relied on: a ring whose index lies is found out when buffers are taken.
+        self.available_index().wrapping_sub(at.0).min(self.size)
+    }
+
     fn ask_for_kicks(&self, at: Position) {
         if self.event_idx {
             self.set_available_event(at.0);

@@ -306,6 +306,7 @@ pub struct TxFrame<'r> {
 /// before this is gone.
 pub struct TxBurst<'r> {
     scratch: &'r TxScratch,
+    drained: bool,
     _ring: PhantomData<&'r mut ()>,
 }
 
@@ -322,6 +323,13 @@ impl<'r> TxBurst<'r> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.scratch.frames.is_empty()
+    }
+
+    /// Whether the guest had nothing more on offer, as far as was seen when the burst was taken.
+    #[inline]
+    #[must_use]
+    pub fn drained(&self) -> bool {
+        self.drained
     }
 
     /// Frame `index`, below [`len`](Self::len); beyond it there are only empty ones.
@@ -416,8 +424,10 @@ impl<L: Layout> Transmit<L> {
             unsafe { scratch.gather(ready) };
         }
         core.ring.prefetch_used(core.next, MAX_BURST as u16);
+        let drained = core.ahead.len() == 0 && !core.ring.sees(core.next);
         Ok(TxBurst {
             scratch,
+            drained,
             _ring: PhantomData,
         })
     }

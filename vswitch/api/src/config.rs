@@ -14,12 +14,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use coalesce::{Coalesce, CoalescePolicy, CoalesceProblem};
 pub use errors::{ConfigErrors, Place, Problem};
 pub use load::{add_port, load, load_port};
 pub use plan::{Action, Change, Effect, FieldChange, Plan, Subject, plan};
 pub use values::{Mac, Owner, Permissions, ValueError, VlanId, VlanRange};
 
 mod check;
+mod coalesce;
 mod decode;
 mod errors;
 mod load;
@@ -54,6 +56,12 @@ pub mod limits {
     pub const QUEUE_PAIRS: RangeInclusive<u16> = 1..=64;
     /// Descriptors of a ring; a power of two.
     pub const RING_SIZE: RangeInclusive<u16> = 16..=32_768;
+    /// Microseconds for which an interrupt is held back.
+    pub const COALESCE_USECS: RangeInclusive<u32> = 0..=10_000;
+    /// Frames after which there is an interrupt.
+    pub const COALESCE_FRAMES: RangeInclusive<u32> = 1..=1024;
+    /// Percent of a CPU.
+    pub const CPU_PERCENT: RangeInclusive<u32> = 1..=100;
     /// Queues of a DPDK port.
     pub const DPDK_QUEUES: RangeInclusive<u16> = 1..=64;
     /// MiB of memory for DPDK.
@@ -70,6 +78,9 @@ pub mod limits {
             "mac-table-limit" => both(&MAC_TABLE),
             "queue-pairs" => both(&QUEUE_PAIRS),
             "ring-size" => both(&RING_SIZE),
+            "rx-usecs" | "tx-usecs" | "max-delay-usecs" => both(&COALESCE_USECS),
+            "rx-frames" | "tx-frames" => both(&COALESCE_FRAMES),
+            "cpu-percent" => both(&CPU_PERCENT),
             "queues" => both(&DPDK_QUEUES),
             "memory" => both(&DPDK_MEMORY),
             "access" | "native" | "vlan" => (1, 4094),
@@ -385,6 +396,14 @@ pub enum PortKind {
 }
 
 impl PortKind {
+    /// When the guest of a guest's port is interrupted.
+    pub fn coalesce(&self) -> Option<Coalesce> {
+        match self {
+            Self::VhostUser(vhost_user) => Some(vhost_user.coalesce),
+            Self::Dpdk(_) => None,
+        }
+    }
+
     /// The offloads of a guest's port.
     pub fn offload(&self) -> Option<Offload> {
         match self {
@@ -577,6 +596,9 @@ pub struct VhostUser {
     /// from the guest's next connection on for what it is offered.
     #[serde(default)]
     pub offload: Offload,
+    /// When the guest is interrupted. Changes count at once.
+    #[serde(default)]
+    pub coalesce: Coalesce,
     /// Offer receive buffers that merge (VIRTIO_NET_F_MRG_RXBUF). Default yes.
     #[serde(default = "yes")]
     pub mergeable: bool,
@@ -604,6 +626,7 @@ impl VhostUser {
             owner: None,
             permissions: Permissions::DEFAULT,
             offload: Offload::default(),
+            coalesce: Coalesce::default(),
             mergeable: true,
             indirect: true,
             event_idx: true,

@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use capture::*;
+pub use coalesce::*;
 pub use counters::*;
 pub use params::*;
 pub use status::*;
 pub use steer::*;
 
 mod capture;
+mod coalesce;
 mod counters;
 mod params;
 mod status;
@@ -94,6 +96,10 @@ pub mod methods {
         SteerSet = "steer.set": SteerSetParams => Done;
         /// What was decided lately about queues and workers, and why.
         SteerTrace = "steer.trace": NoParams => SteerDecisions;
+        /// When guests are interrupted, and how that goes.
+        CoalesceShow = "coalesce.show": CoalesceShowParams => CoalesceList;
+        /// Changes when a guest is interrupted, until the daemon ends or the file says something new.
+        CoalesceSet = "coalesce.set": CoalesceSetParams => CoalescedPort;
         /// The configuration that runs.
         ConfigShow = "config.show": NoParams => ConfigText;
         /// Reads a configuration and names every problem; changes nothing.

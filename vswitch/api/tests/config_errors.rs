@@ -105,6 +105,16 @@ ports:
   nic1: { bridge: br0, dpdk: { device: \"net_tap0,iface=b\" } }
   nic2: { bridge: br0, dpdk: { device: \"\" } }
 ";
+    coalescing: "\
+bridges: { br0: {} }
+ports:
+  vm1: { vhost-user: { socket: /run/1.sock, coalesce: { policy: vpp, rx-usecs: 10 } } }
+  vm2: { vhost-user: { socket: /run/2.sock, coalesce: { policy: static } } }
+  vm3: { vhost-user: { socket: /run/3.sock, coalesce: { rx-frames: 0, cpu-percent: 101, max-delay-usecs: 20000 } } }
+  vm4: { vhost-user: { socket: /run/4.sock, coalesce: { policy: spdk, tx-usecs: 5, tx-frames: 3, policy-x: 1 } } }
+  vm5: { vhost-user: { socket: /run/5.sock, coalesce: { policy: adaptiv } } }
+  vm6: { vhost-user: { socket: /run/6.sock, coalesce: { rx-usecs: 5000000000 } } }
+";
     cores_and_ranges: "\
 workers: [{ core: 1 }, { core: 1 }, { core: 64 }]
 bridges:

@@ -43,7 +43,8 @@ workers: [{ core: 0 }]
 dpdk: { extra-args: [x] }
 bridges: { br0: { static-macs: [{ mac: 52:54:00:00:00:01, vlan: 10, port: a }] } }
 ports:
-  a: { vhost-user: { socket: /run/a, mac: 52:54:00:00:00:01, owner: root }, vlan: { trunk: [10], native: 1 } }
+  a: { vhost-user: { socket: /run/a, mac: 52:54:00:00:00:01, owner: root,
+    coalesce: { rx-usecs: 1, rx-frames: 1, tx-usecs: 1, tx-frames: 1, cpu-percent: 1, max-delay-usecs: 1 } }, vlan: { trunk: [10], native: 1 } }
   b: { dpdk: { device: d } }
   c: { dpdk: { device: e }, vlan: { access: 10 } }
 ";
@@ -109,7 +110,7 @@ fn every_method_has_an_example_that_is_right() {
         }};
     }
     all!(GetVersion Show PortShow PortAdd PortRemove PortSet FdbShow FdbAdd FdbDel FdbFlush
-        GetCounters Workers SteerShow SteerRebalance SteerSet SteerTrace ConfigShow ConfigCheck ConfigDiff ConfigApply CaptureStart CaptureStop);
+        GetCounters Workers SteerShow SteerRebalance SteerSet SteerTrace CoalesceShow CoalesceSet ConfigShow ConfigCheck ConfigDiff ConfigApply CaptureStart CaptureStop);
     let news = blocks(&page, "json")
         .into_iter()
         .find(|block| block.contains(CAPTURE_FRAMES));

@@ -51,6 +51,12 @@ pub enum Command {
         #[command(subcommand)]
         command: SteerCommand,
     },
+    /// See and say when guests are interrupted
+    Coalesce {
+        /// What to do with interrupts.
+        #[command(subcommand)]
+        command: CoalesceCommand,
+    },
     /// Look at and change the addresses that bridges know
     Fdb {
         /// What to do with addresses.
@@ -109,6 +115,57 @@ pub enum SteerCommand {
     },
     /// What was decided lately, and why
     Trace,
+}
+
+/// What to do with interrupts.
+#[derive(Debug, Subcommand)]
+pub enum CoalesceCommand {
+    /// How guests are interrupted: by which policy, how often, why, and how much later than at once
+    Show {
+        /// Only this port
+        port: Option<String>,
+        /// Also how delays are distributed
+        #[arg(long)]
+        all: bool,
+    },
+    /// Change when a port's guest is interrupted, until vswitchd ends
+    ///
+    /// Keys are those of the configuration: policy, rx-usecs, rx-frames, tx-usecs, tx-frames, cpu-percent,
+    /// max-delay-usecs. What is not named stays; another policy begins without figures.
+    Set {
+        /// Its name
+        port: String,
+        /// KEY=VALUE, or KEY=default
+        #[arg(required_unless_present = "policy")]
+        settings: Vec<CoalesceSetting>,
+        /// The policy: adaptive, per-packet, per-burst, static, vpp, spdk or dim
+        #[arg(long)]
+        policy: Option<String>,
+    },
+}
+
+/// `rx-usecs=50`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoalesceSetting {
+    /// The key.
+    pub key: String,
+    /// Its value as it was written; `None` for the default.
+    pub value: Option<String>,
+}
+
+impl FromStr for CoalesceSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text
+            .split_once('=')
+            .filter(|(key, value)| !key.is_empty() && !value.is_empty())
+            .ok_or_else(|| format!("\"{text}\" sets nothing; write KEY=VALUE, like rx-usecs=50"))?;
+        Ok(CoalesceSetting {
+            key: key.into(),
+            value: (value != "default").then(|| value.into()),
+        })
+    }
 }
 
 /// A queue by name: `vm1/0`, or `vm1` for its first pair.

@@ -16,7 +16,7 @@ use serde::Serialize;
 use vswitch_api::config::{self, ConfigErrors};
 use vswitch_api::rpc::{self, Method, methods};
 
-use cli::{Cli, Command, ConfigCommand, FdbCommand, PortCommand, SteerCommand};
+use cli::{Cli, CoalesceCommand, Command, ConfigCommand, FdbCommand, PortCommand, SteerCommand};
 use client::Client;
 use text::Paint;
 
@@ -25,6 +25,7 @@ pub mod pages;
 
 mod capture;
 mod client;
+mod coalesce;
 mod configure;
 mod counters;
 mod fdb;
@@ -115,6 +116,7 @@ fn execute(cli: &Cli) -> Result<ExitCode, CtlError> {
             .ask::<methods::Workers>(&rpc::NoParams {}, |list| steer::workers(list, asker.paint)),
         Command::Steer { command } => asker.steer(command),
         Command::Port { command } => asker.port(command),
+        Command::Coalesce { command } => asker.coalesce(command),
         Command::Fdb { command } => asker.fdb(command),
         Command::Capture(options) => capture::run(&mut asker.connect()?, options, cli.json),
         Command::Config { command } => asker.config(command),
@@ -244,6 +246,38 @@ impl Asker<'_> {
                 self.ask::<methods::SteerSet>(&params, |_| steer::was_set(queue, *worker))
             }
             SteerCommand::Trace => self.ask::<methods::SteerTrace>(&rpc::NoParams {}, decisions),
+        }
+    }
+
+    fn coalesce(&self, command: &CoalesceCommand) -> Result<ExitCode, CtlError> {
+        match command {
+            CoalesceCommand::Show { port, all } => {
+                let params = rpc::CoalesceShowParams { port: port.clone() };
+                self.ask::<methods::CoalesceShow>(&params, |list| {
+                    coalesce::show(list, *all, self.paint)
+                })
+            }
+            CoalesceCommand::Set {
+                port,
+                settings,
+                policy,
+            } => {
+                let mut client = self.connect()?;
+                let params = rpc::CoalesceShowParams {
+                    port: Some(port.clone()),
+                };
+                let before = client.call::<methods::CoalesceShow>(&params)?;
+                let before = before.ports.first().map(|p| p.coalesce);
+                let coalesce =
+                    coalesce::change(before.unwrap_or_default(), policy.as_deref(), settings)
+                        .map_err(CtlError::Usage)?;
+                let params = rpc::CoalesceSetParams {
+                    port: port.clone(),
+                    coalesce,
+                };
+                let set = client.call::<methods::CoalesceSet>(&params)?;
+                self.tell(&set, || coalesce::was_set(&set))
+            }
         }
     }
 

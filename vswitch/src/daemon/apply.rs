@@ -213,12 +213,17 @@ impl Switch {
         }
         let offload = wanted.kind.offload();
         let switched = offload.filter(|_| offload != port.config.kind.offload());
+        let coalesce = wanted.kind.coalesce();
+        let moderated = coalesce.filter(|_| coalesce != port.config.kind.coalesce());
         port.config = wanted.clone();
         if let Some(guest) = port.guest_mut() {
             guest.set_mtu(mtu_of(new, wanted));
             // As with the link: what `port set` did stays until the file says something new.
             if let Some(offload) = switched {
                 guest.set_offload(offload);
+            }
+            if let Some(coalesce) = moderated {
+                guest.set_coalesce(coalesce);
             }
         }
         if relink && let Err(error) = self.set_link(name, wanted.link, watch) {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vswitch_api::config::{Offload, SocketMode, VhostUser};
+use vswitch_api::config::{Coalesce, Offload, SocketMode, VhostUser};
 use vswitch_packet::Accepts;
 use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features};
 
@@ -262,6 +262,11 @@ impl GuestPort {
     /// on: what a guest was offered it keeps until then.
     pub fn set_offload(&mut self, offload: Offload) {
         self.config.offload = offload;
+    }
+
+    /// Changes when the guest is called, from the next snapshot on.
+    pub fn set_coalesce(&mut self, coalesce: Coalesce) {
+        self.config.coalesce = coalesce;
     }
 
     /// What may be left to the guest, if it negotiated it.

@@ -12,6 +12,7 @@ use vswitch_api::rpc::{
 use vswitch_packet::MacAddr;
 use vswitch_vhost::features;
 
+use super::coalesce;
 use super::control::to_value;
 use super::guest::GuestPort;
 use super::port::{Attachment, Port};
@@ -74,6 +75,10 @@ pub(super) fn call(
         methods::SteerTrace::NAME => {
             run::<methods::SteerTrace>(r, |_| Ok(steer::decisions(switch, switch.steward.trace())))
         }
+        methods::CoalesceShow::NAME => {
+            run::<methods::CoalesceShow>(r, |p| coalesce::show(switch, &p))
+        }
+        methods::CoalesceSet::NAME => run::<methods::CoalesceSet>(r, |p| coalesce::set(switch, &p)),
         methods::ConfigShow::NAME => run::<methods::ConfigShow>(r, |_| config_show(switch)),
         methods::ConfigCheck::NAME => run::<methods::ConfigCheck>(r, |p| {
             let problems = match load(switch, &p) {

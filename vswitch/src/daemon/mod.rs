@@ -8,14 +8,15 @@
 //!
 //! - [`switch`]: bridges, ports, and every change to them; `apply` changes the whole configuration
 //! - [`guest`], [`port`], [`bridge`]: the things it keeps
-//! - [`control`], [`methods`], [`steer`]: the control socket
+//! - [`control`], [`methods`], [`steer`], [`coalesce`]: the control socket
 //! - [`watch`]: how descriptors find their way to whom they concern
 //! - [`socket`], [`log`], [`cli`]: what a daemon needs
 
 mod apply;
 pub mod bridge;
 pub mod cli;
-pub mod control;
+pub mod coalesce;
+mod control;
 pub mod guest;
 pub mod log;
 mod methods;

@@ -7,9 +7,10 @@ use vswitch_api::config::{self, AdminLink, Vlan};
 use vswitch_api::rpc::{Origin, Rates};
 use vswitch_packet::{Accepts, VlanId};
 
+use super::coalesce;
 use super::guest::GuestPort;
 use crate::forward::counters::{PortCounters, Totals};
-use crate::forward::snapshot::{GuestQueues, Output, PortSpec};
+use crate::forward::snapshot::{Coalesce, GuestQueues, Output, PortSpec};
 use crate::forward::vlan::VlanRule;
 use crate::forward::{BridgeIndex, PortRef};
 
@@ -57,6 +58,8 @@ pub struct Port {
     pub made: SystemTime,
     /// What it does a second.
     pub rates: Rates,
+    /// Calls a second, for frames delivered and for buffers given back.
+    pub call_rates: (f64, f64),
     last: Totals,
 }
 
@@ -81,6 +84,7 @@ impl Port {
             failure: None,
             made: SystemTime::now(),
             rates: Rates::default(),
+            call_rates: (0.0, 0.0),
             last: Totals::default(),
         }
     }
@@ -97,6 +101,10 @@ impl Port {
             offloads: match &self.attachment {
                 Attachment::Guest(guest) => guest.may_leave(),
                 _ => Accepts::default(),
+            },
+            coalesce: match &self.attachment {
+                Attachment::Guest(guest) => coalesce::settings(&guest.config().coalesce),
+                _ => Coalesce::default(),
             },
             output: match &self.attachment {
                 Attachment::Guest(guest) => Output::Guest(Arc::clone(&guest.queues)),
@@ -131,6 +139,10 @@ impl Port {
             tx_pps: rate(now.delivered, self.last.delivered),
             tx_bps: rate(now.delivered_bytes, self.last.delivered_bytes) * 8.0,
         };
+        self.call_rates = (
+            rate(now.rx_calls, self.last.rx_calls),
+            rate(now.tx_calls, self.last.tx_calls),
+        );
         self.last = now;
     }
 

@@ -236,6 +236,7 @@ mod tests {
             learning: true,
             admin_up: true,
             offloads: vswitch_packet::Accepts::default(),
+            coalesce: crate::forward::snapshot::Coalesce::default(),
             output: Output::Guest(Arc::new(GuestQueues::new(1, [0; 16]))),
             counters: Arc::new([Arc::default()]),
         })

@@ -47,6 +47,10 @@ pub struct Context<'a> {
     pub now: CoarseSecond,
     /// A finer one.
     pub micros: Micros,
+    /// The finest, which calls go by: nanoseconds.
+    pub nanos: u64,
+    /// The source had nothing more when the burst was taken.
+    pub drained: bool,
     /// The pair that a guest sent the burst on; its flows are learned from it.
     pub pair: Option<u16>,
     /// Set if the source must be emptied but not forwarded.
@@ -92,6 +96,23 @@ impl Forwarder {
         self.groups.reserve(snapshot.outputs());
         self.ways.forget();
         self.views.adopt(snapshot);
+    }
+
+    /// Deals with calls that were held back until now, which is in nanoseconds.
+    #[inline]
+    pub fn tend(&mut self, snapshot: &Snapshot, now: u64) {
+        self.outgoing.tend(snapshot, now);
+    }
+
+    /// Leaves no call held back: before the worker sleeps or ends.
+    pub fn flush(&mut self, snapshot: &Snapshot, now: u64) {
+        self.outgoing.flush(snapshot, now);
+    }
+
+    /// Whether calls are held back.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.outgoing.holds()
     }
 
     /// Forwards one burst. When it returns every frame is in the receivers' buffers or counted as dropped.

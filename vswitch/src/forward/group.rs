@@ -48,6 +48,16 @@ impl<'a> List<'a> {
         self.group.frames.count_ones() as usize
     }
 
+    /// A list for each frame, in arrival order.
+    pub fn each(self) -> impl Iterator<Item = List<'a>> {
+        let List { group, edits } = self;
+        self.iter().map(move |filed| {
+            let frames = 1 << filed.frame;
+            let group = Group { frames, ..group };
+            List { group, edits }
+        })
+    }
+
     /// The frames in arrival order.
     #[inline]
     pub fn iter(self) -> impl Iterator<Item = Filed> + 'a {

@@ -11,6 +11,8 @@
 //! 3. **Deliver** ([`deliver`]): per output, write the frames into its ring: the head from the worker's copy, the rest
 //!    straight from the source's buffer. That is the one copy.
 //!
+//! A guest is called when its port's policy says so; what is held back is [remembered](pending).
+//!
 //! What can change under a worker (ports, VLANs, tables) is a [`Snapshot`], picked up once per burst. What it counts is
 //! its own [`counters`], added up by whoever reads them.
 //!
@@ -25,6 +27,7 @@ pub mod fdb;
 pub mod group;
 pub mod learn;
 pub mod output;
+pub mod pending;
 pub mod snapshot;
 pub mod software;
 pub mod steer;

@@ -1,6 +1,8 @@
 //! One output: writes the frames filed under it, takes the lock once, and counts what became of each.
 
 use arrayvec::ArrayVec;
+use vswitch_coalesce::urgent::{Class, HEAD};
+use vswitch_coalesce::{Action, Burst, Settings};
 use vswitch_packet::{Accepts, HeadEdit, Offload, VirtioNetHdr};
 use vswitch_vhost::{Delivery, RxError, RxFeatures, RxRing, Sink};
 
@@ -8,7 +10,8 @@ use super::BURST;
 use super::counters::{OutputDrop, PortCounters};
 use super::deliver::{Context, Frames};
 use super::group::{Filed, List};
-use super::snapshot::{Output, Port};
+use super::pending::{Pending, Ring};
+use super::snapshot::{GuestQueues, Output, Port, Snapshot};
 use super::software::{Finisher, ToGuest};
 use crate::capture::{self, Direction, Taps};
 
@@ -20,6 +23,7 @@ pub struct Outgoing {
     /// Which of the burst's frames leave anything, a bit each.
     laden: u32,
     finisher: Finisher,
+    pending: Pending,
 }
 
 impl Outgoing {
@@ -30,7 +34,25 @@ impl Outgoing {
             offloads: std::array::from_fn(|_| Offload::default()),
             laden: 0,
             finisher: Finisher::default(),
+            pending: Pending::new(worker),
         }
+    }
+
+    /// See [`Forwarder::tend`](super::Forwarder::tend).
+    #[inline]
+    pub fn tend(&mut self, snapshot: &Snapshot, now: u64) {
+        self.pending.tend(snapshot, now);
+    }
+
+    /// See [`Forwarder::flush`](super::Forwarder::flush).
+    pub fn flush(&mut self, snapshot: &Snapshot, now: u64) {
+        self.pending.flush(snapshot, now);
+    }
+
+    /// See [`Forwarder::holds`](super::Forwarder::holds).
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.pending.holds()
     }
 
     /// Another burst: nothing is known of its frames.
@@ -83,9 +105,19 @@ impl Outgoing {
                     match place.as_mut().and_then(|place| place.as_mut()) {
                         None => tally.all(list, OutputDrop::NotConnected),
                         Some(ring) => {
-                            let accepts = accepts(ring, port.offloads);
-                            self.fill_guest(ring, accepts, list, frames, &mut tally);
+                            let news = News {
+                                now: ctx.nanos,
+                                drained: ctx.drained,
+                                queues,
+                                settings: &port.coalesce.receive,
+                                accepts: accepts(ring, port.offloads),
+                            };
+                            let action = self.fill_guest(ring, news, list, frames, &mut tally);
                             position = (queues.pairs() > 1).then(|| ring.published());
+                            let left = Ring::after(port.at, queue, action, ring);
+                            // A call is a system call: nobody should have to wait for it.
+                            drop(place);
+                            self.pending.leave(left, queues, counters, ctx.nanos);
                         }
                     }
                 }
@@ -114,28 +146,61 @@ impl Outgoing {
         position
     }
 
+    /// Writes the frames into a guest's ring and shows them to it; says whether to call it.
     #[inline(never)]
     fn fill_guest<F: Frames>(
         &mut self,
         ring: &mut RxRing,
-        accepts: Accepts,
+        news: News<'_>,
         list: List<'_>,
         frames: &F,
         tally: &mut Tally<'_>,
-    ) {
+    ) -> Action {
+        if !news.settings.policy().every_frame() {
+            return self.fill_once(ring, news, list, frames, tally);
+        }
+        let mut last = Action::Nothing;
+        for one in list.each() {
+            if last.fires() && ring.make_call() {
+                tally.counters.rx_calls.add(1);
+            }
+            last = self.fill_once(ring, news, one, frames, tally);
+        }
+        last
+    }
+
+    #[inline(always)]
+    fn fill_once<F: Frames>(
+        &mut self,
+        ring: &mut RxRing,
+        news: News<'_>,
+        list: List<'_>,
+        frames: &F,
+        tally: &mut Tally<'_>,
+    ) -> Action {
+        let (packets, bytes) = (tally.packets, tally.bytes);
         let fill = FillGuest {
             outgoing: self,
             list,
             frames,
             tally,
-            accepts,
+            accepts: news.accepts,
         };
         if ring.fill(list.len(), fill).is_err() {
-            return tally.all(list, OutputDrop::RingBroken);
+            tally.all(list, OutputDrop::RingBroken);
+            return Action::Nothing;
         }
-        if ring.signal().unwrap_or(false) {
-            tally.counters.rx_calls.add(1);
-        }
+        let (transmitted, drained) = news.queues.transmitted();
+        let burst = Burst {
+            now: news.now,
+            frames: (tally.packets - packets).min(u16::MAX.into()) as u16,
+            bytes: (tally.bytes - bytes) as u32,
+            urgent: ring.heeds_urgency() && any_urgent(list, frames, drained),
+            drained: news.drained,
+            transmitted,
+            ..Burst::default()
+        };
+        ring.report(news.settings, &burst)
     }
 
     /// Writes a frame whose tag changes, or that leaves something to offloads.
@@ -188,6 +253,29 @@ impl Outgoing {
             taps.show((port.at, &port.name), direction, reason, seen);
         }
     }
+}
+
+/// What is to be known about a guest and a burst for it.
+#[derive(Clone, Copy)]
+struct News<'a> {
+    /// Nanoseconds.
+    now: u64,
+    /// Nothing is about to follow from the same source.
+    drained: bool,
+    queues: &'a GuestQueues,
+    settings: &'a Settings,
+    accepts: Accepts,
+}
+
+/// Whether any of these frames should not wait. Asked only while that makes a difference.
+#[inline(never)]
+fn any_urgent<F: Frames>(list: List<'_>, frames: &F, transmit_ring_empty: bool) -> bool {
+    list.iter().any(|filed| {
+        frames.get(usize::from(filed.frame)).is_ok_and(|frame| {
+            let head = frame.head.get(..HEAD).unwrap_or(frame.head);
+            Class::of(head, frame.len as usize).is_urgent(transmit_ring_empty)
+        })
+    })
 }
 
 /// Frames on their way into a guest's ring.

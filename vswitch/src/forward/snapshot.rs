@@ -1,11 +1,12 @@
 //! What workers know of the switch: ports, bridges, queues. Made by the main thread, never changed, swapped whole.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
+use vswitch_coalesce::{Policy, Settings};
 use vswitch_packet::Accepts;
-use vswitch_vhost::RxRing;
+use vswitch_vhost::{CallReport, RxRing};
 
 use super::counters::PortCounters;
 use super::fdb::Fdb;
@@ -159,6 +160,24 @@ impl std::ops::Deref for Bridge {
     }
 }
 
+/// When a guest is called: for what it receives, and for what it has its buffers back from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Coalesce {
+    /// Its receive rings'.
+    pub receive: Settings,
+    /// Its transmit rings'.
+    pub transmit: Settings,
+}
+
+impl Default for Coalesce {
+    fn default() -> Self {
+        Coalesce {
+            receive: Settings::receive(Policy::default()),
+            transmit: Settings::transmit(Policy::default()),
+        }
+    }
+}
+
 /// What a port is made of.
 #[derive(Clone)]
 pub struct PortSpec {
@@ -176,6 +195,8 @@ pub struct PortSpec {
     pub admin_up: bool,
     /// What may be left to a guest here that can do it. No part of what it was offered: this changes while it is there.
     pub offloads: Accepts,
+    /// When a guest here is called. This changes while it is there, too.
+    pub coalesce: Coalesce,
     /// Where its frames go.
     pub output: Output,
     /// A block for each worker, by its number.
@@ -231,7 +252,16 @@ pub struct GuestQueues {
     active: AtomicU16,
     /// Which of them a flow goes to.
     steering: Steering,
+    /// What was done about calls for each pair's transmit ring, told by its owner now and then.
+    completions: Box<[Mutex<Option<CallReport>>]>,
+    activity: Activity,
 }
+
+/// What the owners of a guest's transmit rings say about it to those who deliver to it: a count of bursts, times two, and
+/// whether the last left nothing. A hint, so a store of one that overwrites another's does no harm.
+#[derive(Default)]
+#[repr(align(128))]
+struct Activity(AtomicU32);
 
 impl GuestQueues {
     /// Places for `pairs` queue pairs; flows are hashed with `key`.
@@ -240,6 +270,8 @@ impl GuestQueues {
             rings: (0..pairs.max(1)).map(|_| Mutex::new(None)).collect(),
             active: AtomicU16::new(0),
             steering: Steering::new(pairs, key),
+            completions: (0..pairs.max(1)).map(|_| Mutex::new(None)).collect(),
+            activity: Activity::default(),
         }
     }
 
@@ -265,6 +297,34 @@ impl GuestQueues {
     #[inline]
     pub fn steering(&self) -> &Steering {
         &self.steering
+    }
+
+    /// The guest has transmitted a burst, and has nothing more on offer if it is `drained`.
+    #[inline]
+    pub fn transmits(&self, drained: bool) {
+        let before = self.activity.0.load(Ordering::Relaxed);
+        let now = (before | 1).wrapping_add(1) | u32::from(drained);
+        self.activity.0.store(now, Ordering::Relaxed);
+    }
+
+    /// The low bits of how many bursts the guest has transmitted, and whether the last has left nothing on offer.
+    #[inline]
+    pub fn transmitted(&self) -> (u8, bool) {
+        let seen = self.activity.0.load(Ordering::Relaxed);
+        ((seen >> 1) as u8, seen & 1 != 0)
+    }
+
+    /// The owner of a pair's transmit ring tells about calls. If somebody is reading just now, it tells another time.
+    pub fn tell_completions(&self, pair: u16, report: CallReport) {
+        let place = self.completions.get(usize::from(pair));
+        if let Some(mut place) = place.and_then(|place| place.try_lock()) {
+            *place = Some(report);
+        }
+    }
+
+    /// What was told about calls for a pair's transmit ring last.
+    pub fn completions(&self, pair: u16) -> Option<CallReport> {
+        *self.completions.get(usize::from(pair))?.lock()
     }
 
     /// Whether the guest has dealt with what was delivered to this pair up to a position, as far as it lets us know. A pair

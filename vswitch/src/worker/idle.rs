@@ -47,6 +47,12 @@ impl Idle {
         }
     }
 
+    /// What it does.
+    #[inline]
+    pub fn mode(&self) -> BusyPoll {
+        self.mode
+    }
+
     /// Changes what it does from the next turn on.
     pub fn set_mode(&mut self, mode: BusyPoll) {
         (self.mode, self.since) = (mode, None);

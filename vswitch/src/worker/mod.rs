@@ -99,8 +99,15 @@ pub struct Shared {
 /// The clock of flows and their pins: microseconds since some moment in this process's life.
 #[inline]
 pub fn micros(now: Instant) -> Micros {
+    Micros(nanos(now) / 1000)
+}
+
+/// The same in nanoseconds: the clock of calls.
+#[inline]
+pub fn nanos(now: Instant) -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    Micros(now.saturating_duration_since(*START).as_micros() as u64)
+    let since = now.saturating_duration_since(*START);
+    since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
 }
 
 impl Shared {
@@ -176,6 +183,7 @@ impl Worker {
         let mut clock = Instant::now();
         loop {
             if self.mail.has_mail() && !self.read_mail() {
+                self.forwarder.flush(&shared.snapshot.load(), nanos(clock));
                 return;
             }
             let snapshot = cache.load();
@@ -194,7 +202,10 @@ impl Worker {
             self.account(worked, before, clock);
             // Without queues there is nothing to poll for, whatever it does when idle.
             let parked = self.queues.is_empty();
-            if (parked || self.idle.should_sleep(worked, clock)) && self.sleep() {
+            if (parked || self.idle.should_sleep(worked, clock))
+                && self.holds_nothing(parked, snapshot, clock)
+                && self.sleep()
+            {
                 let woken = Instant::now();
                 self.queues.refresh(woken);
                 self.idle.woke(woken.duration_since(clock), woken);
@@ -208,6 +219,15 @@ impl Worker {
         let now = CoarseSecond(self.shared.clock.load(Ordering::Relaxed));
         let (forwarder, scratch) = (&mut self.forwarder, &mut self.scratch);
         self.queues.poll(snapshot, now, forwarder, scratch, clock)
+    }
+
+    /// Whether no guest waits for a call of this worker's. One that is not to poll, or has nothing to poll, makes it so.
+    fn holds_nothing(&mut self, parked: bool, snapshot: &Snapshot, now: Instant) -> bool {
+        if parked || self.idle.mode() == BusyPoll::Never {
+            self.forwarder.flush(snapshot, nanos(now));
+            self.queues.flush(nanos(now));
+        }
+        !self.forwarder.holds() && !self.queues.holds()
     }
 
     /// Sleeps until something happens; false if something had happened already.

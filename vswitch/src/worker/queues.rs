@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use vswitch_coalesce::{Action, Burst};
 use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 
 use super::idle::{Poller, TIMER};
-use super::micros;
 use super::vitals::QueueVitals;
+use super::{micros, nanos};
 use crate::forward::counters::InputDrop;
 use crate::forward::deliver::{Context, Frames};
 use crate::forward::fdb::CoarseSecond;
-use crate::forward::{BURST, Forwarder, PortRef, Snapshot};
+use crate::forward::{BURST, Forwarder, Output, PortRef, Snapshot};
 
 /// Names a queue: the port and its number there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -103,24 +104,55 @@ pub fn serve(
     scratch: &mut TxScratch,
     steps: &mut impl Steps,
 ) -> usize {
-    let taken = match ring.take(scratch, BURST) {
+    let (taken, drained) = match ring.take(scratch, BURST) {
         Ok(burst) if !burst.is_empty() => {
             steps.taken();
+            let drained = burst.drained();
+            let context = Context { drained, ..context };
             forwarder.forward_in_steps(context, &burst, || steps.decided());
             steps.delivered();
-            burst.len()
+            (burst.len(), drained)
         }
         // A ring that contradicts itself has told its session, which will take it away.
-        Ok(_) | Err(_) => return 0,
+        Ok(_) | Err(_) => {
+            if ring.overdue(context.nanos) {
+                let action = ring.expire(context.nanos);
+                completed(ring, action, context, forwarder.worker());
+            }
+            return 0;
+        }
     };
-    if ring.complete()
-        && ring.signal().unwrap_or(false)
-        && let Some(counters) = context.ingress.counters.get(forwarder.worker())
-    {
-        counters.tx_calls.add(1);
+    if let Output::Guest(queues) = &context.ingress.output {
+        queues.transmits(drained);
+    }
+    if ring.complete() {
+        let burst = Burst {
+            now: context.nanos,
+            frames: taken as u16,
+            drained,
+            ..Burst::default()
+        };
+        let action = ring.report(&context.ingress.coalesce.transmit, &burst);
+        if !matches!(action, Action::Nothing | Action::Hold) {
+            completed(ring, action, context, forwarder.worker());
+        }
     }
     steps.completed();
     taken
+}
+
+/// Calls a sender that has its buffers back, if that is what is to be done, and tells about it.
+#[inline(never)]
+fn completed(ring: &mut TxRing, action: Action, context: Context<'_>, worker: usize) {
+    if action.fires()
+        && ring.make_call()
+        && let Some(counters) = context.ingress.counters.get(worker)
+    {
+        counters.tx_calls.add(1);
+    }
+    if let (Output::Guest(queues), Some(pair)) = (&context.ingress.output, context.pair) {
+        queues.tell_completions(pair, ring.call_report());
+    }
 }
 
 /// See the module's page.
@@ -163,7 +195,12 @@ impl Queues {
     /// Gives a queue up. All that was taken from it has been delivered and given back.
     pub(super) fn detach(&mut self, key: QueueKey) -> Option<Input> {
         if let Some(at) = self.guests.iter().position(|q| q.key == key) {
-            let Owned { queue, timed, .. } = self.guests.swap_remove(at);
+            let Owned {
+                mut queue, timed, ..
+            } = self.guests.swap_remove(at);
+            if queue.flush(nanos(Instant::now())).fires() {
+                queue.make_call();
+            }
             if let Some(kick) = queue.kick().filter(|_| !timed) {
                 self.poller.remove(kick);
             }
@@ -211,6 +248,8 @@ impl Queues {
                 ingress,
                 now,
                 micros: micros(*clock),
+                nanos: nanos(*clock),
+                drained: false,
                 pair: Some(queue.key.queue),
                 discard,
             };
@@ -225,17 +264,35 @@ impl Queues {
                     ingress,
                     now,
                     micros: micros(*clock),
+                    nanos: nanos(*clock),
+                    drained: false,
                     pair: None,
                     discard: None,
                 };
                 let takes = |head: &[u8]| crate::nic::receiver(snapshot, ingress, head);
-                let frames = nic
-                    .queue
-                    .poll(takes, |burst| forwarder.forward(context, burst));
+                let frames = nic.queue.poll(takes, |burst| {
+                    let drained = burst.len() < BURST;
+                    forwarder.forward(Context { drained, ..context }, burst);
+                });
                 worked |= nic.polled(frames, clock);
             }
         }
+        forwarder.tend(snapshot, nanos(*clock));
         worked
+    }
+
+    /// Whether a sender waits for a call that is held back.
+    pub(super) fn holds(&self) -> bool {
+        self.guests.iter().any(|q| q.queue.deadline().is_some())
+    }
+
+    /// Leaves no call held back.
+    pub(super) fn flush(&mut self, now: u64) {
+        for Owned { queue: ring, .. } in &mut self.guests {
+            if ring.flush(now).fires() {
+                ring.make_call();
+            }
+        }
     }
 
     /// When the queue that has waited longest was last seen empty.

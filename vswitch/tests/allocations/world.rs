@@ -10,7 +10,7 @@ use vswitch::forward::counters::{PortCounters, Totals};
 use vswitch::forward::deliver::Context;
 use vswitch::forward::fdb::{CoarseSecond, FdbWriter};
 use vswitch::forward::learn::{self, LearnMailbox};
-use vswitch::forward::snapshot::{BridgeSpec, GuestQueues, PortSpec};
+use vswitch::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, PortSpec};
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BURST, BridgeIndex, Forwarder, Output, PortIndex, PortRef, Snapshot, Vid};
 use vswitch::mailbox::Mailbox;
@@ -126,6 +126,7 @@ impl World {
                     tso6: true,
                     ecn: true,
                 },
+                coalesce: Coalesce::default(),
                 output: Output::Guest(Arc::clone(&queues)),
                 counters: Arc::clone(&counters),
             }));
@@ -202,6 +203,8 @@ impl World {
                     ingress,
                     now: CoarseSecond(1),
                     micros: Micros(1),
+                    nanos: 1000,
+                    drained: burst.drained(),
                     pair: Some(0),
                     discard: None,
                 };

@@ -362,6 +362,16 @@ impl<'c> Checker<'c, '_> {
                 "write `offload: { checksum: false, tso: false }`, or leave `checksum` on",
             );
         }
+        for problem in vhost_user.coalesce.problems() {
+            let path = [base.as_slice(), &["coalesce", problem.key]].concat();
+            let path = if problem.key == "policy" {
+                at("coalesce")
+            } else {
+                path
+            };
+            self.out
+                .problem(&path, problem.at_key, problem.message, problem.help);
+        }
         if let (SocketMode::Client, Some(owner)) = (vhost_user.mode, &vhost_user.owner) {
             self.value(
                 &at("owner"),

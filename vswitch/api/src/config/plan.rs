@@ -205,7 +205,12 @@ fn effect_of(subject: &Subject, action: Action, key: &str) -> Effect {
         (Subject::Port(_), Action::Remove) => Effect::Reconnect,
         (Subject::Port(_), Action::Change) => match key.split('.').next() {
             Some("bridge" | "vlan" | "learning" | "link") => Effect::Live,
-            _ if key == "vhost-user.mac" || key.starts_with("vhost-user.offload.") => Effect::Live,
+            _ if key == "vhost-user.mac"
+                || key.starts_with("vhost-user.offload.")
+                || key.starts_with("vhost-user.coalesce.") =>
+            {
+                Effect::Live
+            }
             _ => Effect::Reconnect,
         },
     }
@@ -380,6 +385,8 @@ ports:
         };
         vhost_user.offload.tso = false;
         vhost_user.offload.checksum = false;
+        vhost_user.coalesce.policy = super::super::CoalescePolicy::PerBurst;
+        vhost_user.coalesce.rx_usecs = Some(7);
         assert_eq!(plan(&old, &new).effect(), Effect::Live);
         new.workers.clear();
         new.steering.rebalance = super::super::Rebalance::Off;
