@@ -84,6 +84,7 @@ pub fn run(options: &Options) -> Result<()> {
         What::Memory => present(&experiment::memory::run(options)?, options),
         What::Idle => present(&experiment::idle::run(options)?, options),
         What::Interrupts => present(&experiment::interrupts::run(options)?, options),
+        What::GuestInterrupts => present(&experiment::guest_interrupts::run(options)?, options),
         What::Cycles => present(&experiment::cycles::run(options)?, options),
         What::Scale => present(&experiment::scale::run(options)?, options),
         What::Affinity => present(&experiment::affinity::run(options)?, options),

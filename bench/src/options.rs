@@ -85,6 +85,8 @@ pub enum What {
     Idle,
     /// Every rule for when a guest is interrupted: CPU, interrupts and delay over load, with a simulated guest that sleeps.
     Interrupts,
+    /// The same with Linux guests: interrupts by their own count, their CPU, TCP and round trips.
+    GuestInterrupts,
     /// Cycles that the switch takes for a frame, step by step, on one thread with its guests.
     Cycles,
     /// Two workers against one: guests in pairs, and all to all.
@@ -145,7 +147,7 @@ pub(crate) fn list() -> String {
                 .map(ToString::to_string)
                 .unwrap_or_default();
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{:10} {help}", value.get_name());
+            let _ = writeln!(text, "{:16} {help}", value.get_name());
         }
     }
     text
@@ -171,6 +173,7 @@ mod tests {
             "memory",
             "idle",
             "interrupts",
+            "guest-interrupts",
             "cycles",
             "scale",
             "affinity",

@@ -2,6 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::contestant::pair::Counters;
 use crate::cputime::CpuUse;
 use crate::generator::{Counted, Paced};
 use crate::histogram::Histogram;
@@ -61,6 +62,15 @@ pub enum Detail {
         seen: Box<Seen>,
         /// What the switch's threads used meanwhile.
         cpu: CpuUse,
+    },
+    /// What real guests, sender and receiver, have counted.
+    Counted {
+        /// While one sent a stream to the other.
+        streamed: [Counters; 2],
+        /// During round trips.
+        answered: [Counters; 2],
+        /// Pings afterwards, microseconds.
+        ping_us: Vec<f64>,
     },
     /// TCP streams and pings between real guests.
     Streams {

@@ -63,8 +63,18 @@ impl Rule {
         self.knobs.is_some()
     }
 
-    /// As a key of a port.
-    fn key(&self) -> String {
+    /// A program with this rule, in words.
+    pub fn about(&self, program: &Path) -> String {
+        let version = machine::output(program, &["--version"]).unwrap_or_default();
+        let key = self.key();
+        format!(
+            "{version}, {}",
+            key.strip_prefix(", ").unwrap_or("its default rule")
+        )
+    }
+
+    /// As a further key of a guest's port.
+    pub(super) fn key(&self) -> String {
         let Some(policy) = self.policy else {
             return String::new();
         };
@@ -131,16 +141,6 @@ impl Moderated {
         Ok(switch)
     }
 
-    /// What exactly it is.
-    pub fn about(program: &Path, rule: Rule) -> String {
-        let version = machine::output(program, &["--version"]).unwrap_or_default();
-        let key = rule.key();
-        match key.strip_prefix(", ") {
-            Some(key) => format!("{version}, {key}"),
-            None => format!("{version}, its default"),
-        }
-    }
-
     /// Its guests' queues.
     pub fn wire(&mut self) -> &mut Wire {
         &mut self.wire
@@ -173,7 +173,7 @@ impl Moderated {
 }
 
 /// Whether the program takes this configuration; what it says if it does not.
-fn known(program: &Path, config: &Path) -> Result<()> {
+pub(super) fn known(program: &Path, config: &Path) -> Result<()> {
     let output = Command::new(program)
         .arg("--check")
         .arg("--config")
@@ -193,7 +193,7 @@ fn configuration(dir: &Path, rule: Rule, idle: Idle, core: usize) -> String {
     let [a, b] = sockets(dir);
     let port = |socket: PathBuf| {
         format!(
-            "{{ vhost-user: {{ socket: {} }}{} }}",
+            "{{ vhost-user: {{ socket: {}{} }} }}",
             socket.display(),
             rule.key()
         )
@@ -217,7 +217,7 @@ mod tests {
     fn a_rule_is_a_key_of_both_ports() {
         let of = |rule| configuration(Path::new("/d"), rule, Idle::Adaptive, 1);
         let text = of(Rule::fixed("16us", 16, 32));
-        let key = "coalesce: { policy: static, rx-usecs: 16, rx-frames: 32 } }\n";
+        let key = "coalesce: { policy: static, rx-usecs: 16, rx-frames: 32 } } }\n";
         assert_eq!(text.matches(key).count(), 2, "{text}");
         assert!(of(Rule::fixed("16us", 16, 0)).contains("{ policy: static, rx-usecs: 16 }"));
         assert!(of(Rule::of("vpp")).contains("coalesce: { policy: vpp }"));

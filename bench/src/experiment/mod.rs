@@ -18,6 +18,7 @@ use session::{Field, Heading, Session};
 
 pub mod affinity;
 pub mod cycles;
+pub mod guest_interrupts;
 mod hosts;
 pub mod idle;
 pub mod interrupts;

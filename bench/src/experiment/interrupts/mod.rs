@@ -53,10 +53,9 @@ pub(super) const MEAN: usize = 7;
 
 /// The switch's default, which is compared with all others.
 pub(super) const OURS: &str = Rule::DEFAULT.name;
-const POLICIES: [Rule; 6] = [
+const POLICIES: [Rule; 5] = [
     Rule::of("per-packet"),
     Rule::of("per-burst"),
-    Rule::of("adaptive"),
     Rule::of("vpp"),
     Rule::of("spdk"),
     Rule::of("dim"),
@@ -191,7 +190,7 @@ fn rules(
     for rule in [Rule::DEFAULT].iter().chain(&POLICIES).chain(statics) {
         match Moderated::start(*rule, program, Idle::Adaptive, placement) {
             Ok(_) => {
-                field.takes_part(rule.name, &Moderated::about(program, *rule));
+                field.takes_part(rule.name, &rule.about(program));
                 known.push(*rule);
             }
             Err(error) if known.is_empty() => return Err(error),
