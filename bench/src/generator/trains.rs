@@ -37,6 +37,8 @@ impl Load {
             Ok(start.elapsed())
         };
         run(timing.warm_ms, &mut lanes)?;
+        // What is still under way would be counted without having been offered.
+        wind_down(&mut lanes, receive)?;
         let sent = |lanes: &[Lane<'_>]| lanes.iter().map(|l| l.generator.sent()).sum::<u64>();
         let before = (sent(&lanes), Lane::total(&lanes).frames);
         window(Edge::Opens);

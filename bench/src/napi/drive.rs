@@ -270,3 +270,74 @@ impl Run<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use super::*;
+    use crate::contestant::{Near, Rings, Setup, between_guests};
+    use crate::cpu::Placement;
+
+    const COSTS: Costs = Costs {
+        interrupt_ns: 5_000,
+        frame_ns: 300,
+    };
+    const SPANS: Spans = Spans {
+        warm_ms: 2,
+        window_ms: 20,
+        windows: 2,
+    };
+
+    /// What a load gives if a bare mover calls the guest whenever it asks.
+    fn seen(traffic: Traffic) -> Seen {
+        let setup = Setup {
+            placement: Placement {
+                generator: 0,
+                worker: 1,
+            },
+            rings: Rings::Split,
+            jumbo: false,
+            near: Near::Guest,
+        };
+        let (mut wire, [mut there, mut back]) = between_guests(setup).unwrap();
+        let end = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Relaxed) {
+                    if there.run(64) + back.run(64) == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            let seen = traffic.slice(&mut wire, COSTS, SPANS, 1, |_| true);
+            end.store(true, Relaxed);
+            seen.unwrap()
+        })
+    }
+
+    #[test]
+    fn time_is_that_of_interrupts_and_frames() {
+        let seen = seen(Traffic::Poisson { rate: 2e4 });
+        assert!(seen.received > 0 && seen.interrupts > 0);
+        assert!(seen.interrupts <= seen.received, "{seen:?}");
+        let time = seen.interrupts * COSTS.interrupt_ns + seen.received * COSTS.frame_ns;
+        assert_eq!(seen.busy_ns, time);
+        assert_eq!((seen.windows, seen.refused), ((2, 2), 0));
+        assert!(seen.guest_ns() > 300.0 && seen.interrupts_per_frame() <= 1.0);
+    }
+
+    #[test]
+    fn a_guest_that_has_enough_to_do_is_not_interrupted() {
+        let seen = seen(Traffic::Flood);
+        assert!(seen.interrupts_per_frame() < 0.05, "{seen:?}");
+    }
+
+    #[test]
+    fn answers_come_back_to_who_asked() {
+        let seen = seen(Traffic::Closed { connections: 4 });
+        assert!(seen.received > 0 && seen.delay(Kind::Bulk).count() == 0);
+        // A request and its answer take longer than the interrupt and the frame, unless the guest was awake.
+        assert!(seen.answers.max() > COSTS.interrupt_ns);
+    }
+}

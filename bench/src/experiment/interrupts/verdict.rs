@@ -236,7 +236,7 @@ mod tests {
         };
         let mut cases = vec![
             poisson(1e5, 400.0),
-            poisson(1e3, 408.0),
+            poisson(1e3, 407.0),
             one(Traffic::Requests { rate: 5e3 }, 11.0, 9.5),
             one(mixed, 13.0, 13.0),
             one(Traffic::Flood, 50.0, 50.0),
