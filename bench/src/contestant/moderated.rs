@@ -184,8 +184,7 @@ pub(super) fn known(program: &Path, config: &Path) -> Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let first = said.lines().find(|line| line.contains("coalesce"));
-    let first = first.or_else(|| said.lines().next()).unwrap_or_default();
+    let first = said.lines().next().unwrap_or_default();
     Err(Error::Usage(format!("not known to it: {}", first.trim())))
 }
 

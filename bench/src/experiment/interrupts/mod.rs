@@ -78,6 +78,19 @@ const QUICK_STATICS: [Rule; 3] = [
     Rule::fixed("256us", 256, 0),
 ];
 
+/// When a slice does not count, and a window's times. A worker that is woken waits for its CPU to wake up as well, so waiting
+/// says nothing here.
+const SLICE: Limits = Limits {
+    steal: 0.03,
+    delay: f64::INFINITY,
+    preempted: 200.0,
+};
+const WINDOW: Limits = Limits {
+    steal: 0.0,
+    preempted: 0.0,
+    ..SLICE
+};
+
 const SPANS: Spans = Spans {
     warm_ms: 40,
     window_ms: 20,
@@ -232,7 +245,6 @@ impl Ground {
         costs: Costs,
         round: u32,
     ) -> Result<Sample> {
-        let limits = Limits::strict();
         let ((seen, cpu), mut conditions) =
             watched(self.placement, Some(self.limits), |watcher| {
                 let _pinned = Pinned::to(self.placement.generator)?;
@@ -250,7 +262,7 @@ impl Ground {
                         clocks.truncate(1);
                         clocks.push(CpuClock::read(pid));
                     }
-                    edge == Edge::Opens || watcher.undisturbed(limits)
+                    edge == Edge::Opens || watcher.undisturbed(WINDOW)
                 };
                 // The same arrivals for everybody, others in each round.
                 let seed = u64::from(round) + 1;
