@@ -15,10 +15,10 @@
 //! in the raw samples, and not counted. What is reported are medians of slices of one cache class,
 //! and ratios to the peers of the same run.
 //!
-//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `memory`, `idle`), and those that run the
-//! switch's code in their own process (`cycles`, `scale`), take turns in the same way; what is theirs alone stands at
-//! their files. `affinity` runs no switch: it measures
-//! the tables that flows are steered by.
+//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `guest-interrupts`, `memory`, `idle`), and those that
+//! run the switch's code in their own process (`cycles`, `scale`), take turns in the same way; what is theirs alone stands
+//! at their files, and so it is with `interrupts`, whose guest sleeps. `affinity` runs no switch: it measures the tables
+//! that flows are steered by.
 //!
 //! # Where things are
 //!
