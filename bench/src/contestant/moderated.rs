@@ -211,6 +211,7 @@ fn configuration(dir: &Path, rule: Rule, idle: Idle, core: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::napi::{Costs, Spans, Traffic};
 
     #[test]
     fn a_rule_is_a_key_of_both_ports() {
@@ -221,5 +222,43 @@ mod tests {
         assert!(of(Rule::fixed("16us", 16, 0)).contains("{ policy: static, rx-usecs: 16 }"));
         assert!(of(Rule::of("vpp")).contains("coalesce: { policy: vpp }"));
         assert!(!of(Rule::DEFAULT).contains("coalesce"));
+    }
+
+    /// The daemon beside this test, if it has been built.
+    fn daemon() -> Option<PathBuf> {
+        let test = std::env::current_exe().ok()?;
+        let program = test.parent()?.parent()?.join("vswitchd");
+        program.is_file().then_some(program)
+    }
+
+    #[test]
+    fn a_daemon_calls_by_its_rule_and_refuses_one_it_does_not_know() {
+        let (Some(program), Ok(placement)) = (daemon(), Placement::first_two()) else {
+            return;
+        };
+        let costs = Costs {
+            interrupt_ns: 5_000,
+            frame_ns: 300,
+        };
+        let spans = Spans {
+            warm_ms: 5,
+            window_ms: 20,
+            windows: 3,
+        };
+        for rule in [Rule::of("per-packet"), Rule::fixed("2ms", 2_000, 0)] {
+            let mut switch = Moderated::start(rule, &program, Idle::Adaptive, placement).unwrap();
+            switch.resume().unwrap();
+            let load = Traffic::Poisson { rate: 2e4 };
+            let seen = load
+                .slice(switch.wire(), costs, spans, 1, |_| true)
+                .unwrap();
+            switch.stop().unwrap();
+            assert!(seen.received > 0 && seen.interrupts > 0, "{rule:?}");
+            // Two milliseconds of frames are one call, whatever else the machine does.
+            let held = seen.interrupts_per_frame() < 0.3;
+            assert!(held || !rule.is_static(), "{}", seen.interrupts_per_frame());
+        }
+        let refused = Moderated::start(Rule::of("never"), &program, Idle::Adaptive, placement);
+        assert!(refused.is_err_and(|error| error.to_string().contains("not known to it")));
     }
 }
