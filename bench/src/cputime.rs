@@ -25,6 +25,17 @@ pub struct CpuUse {
     pub sleeps_per_second: f64,
 }
 
+impl CpuUse {
+    /// Between two readings; an error if one of them failed or is missing.
+    pub fn between(readings: Vec<Result<CpuClock>>) -> Result<Self> {
+        let readings = readings.into_iter().collect::<Result<Vec<_>>>()?;
+        match readings.as_slice() {
+            [before, .., after] => Ok(after.since(before)),
+            _ => Err(Error::Silent(0)),
+        }
+    }
+}
+
 /// A process's counters at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuClock {

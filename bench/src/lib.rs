@@ -15,10 +15,10 @@
 //! in the raw samples, and not counted. What is reported are medians of slices of one cache class,
 //! and ratios to the peers of the same run.
 //!
-//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `memory`, `idle`), and those that run the
-//! switch's code in their own process (`cycles`, `scale`), take turns in the same way; what is theirs alone stands at
-//! their files. `affinity` runs no switch: it measures
-//! the tables that flows are steered by.
+//! That is `vvp`. Experiments that look at contestants from outside (`tcp`, `guest-interrupts`, `memory`, `idle`), and those that
+//! run the switch's code in their own process (`cycles`, `scale`), take turns in the same way; what is theirs alone stands
+//! at their files, and so it is with `interrupts`, whose guest sleeps. `affinity` runs no switch: it measures the tables
+//! that flows are steered by.
 //!
 //! # Where things are
 //!
@@ -27,10 +27,11 @@
 //! | [`experiment`] | what is measured; one file each |
 //! | [`contestant`] | who is measured: the switch, peers, the bare mover |
 //! | [`generator`] | the load: sends, receives, checks, counts; as fast as it goes or at a rate |
+//! | [`napi`] | a guest that sleeps until it is interrupted, and what that costs it |
 //! | [`selfdriven`] | guests and the switch's own rings in one process, for what sockets and other CPUs would hide |
 //! | [`histogram`] | how often which latency was seen |
 //! | [`rounds`], [`sample`] | slices in turn, and when there are enough; what a slice gave |
-//! | [`probe`], [`interference`] | what the machine does meanwhile |
+//! | [`probe`], [`interference`], [`wake`] | what the machine does meanwhile, and what waking somebody costs on it |
 //! | [`footprint`], [`cputime`] | memory and processor time of a contestant |
 //! | [`stats`], [`report`] | medians, ratios, table, JSON, plot |
 //! | [`lock`], [`cpu`], [`machine`] | one measurement at a time, on which CPUs, on what machine |
@@ -53,6 +54,7 @@ pub mod histogram;
 pub mod interference;
 pub mod lock;
 pub mod machine;
+pub mod napi;
 mod options;
 pub mod probe;
 mod process;
@@ -61,6 +63,7 @@ pub mod rounds;
 pub mod sample;
 pub mod selfdriven;
 pub mod stats;
+pub mod wake;
 
 pub use error::{Error, Result};
 pub use options::{Options, Peer, What};
@@ -80,6 +83,8 @@ pub fn run(options: &Options) -> Result<()> {
         What::Tcp => present(&experiment::tcp::run(options)?, options),
         What::Memory => present(&experiment::memory::run(options)?, options),
         What::Idle => present(&experiment::idle::run(options)?, options),
+        What::Interrupts => present(&experiment::interrupts::run(options)?, options),
+        What::GuestInterrupts => present(&experiment::guest_interrupts::run(options)?, options),
         What::Cycles => present(&experiment::cycles::run(options)?, options),
         What::Scale => present(&experiment::scale::run(options)?, options),
         What::Affinity => present(&experiment::affinity::run(options)?, options),

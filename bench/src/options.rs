@@ -37,7 +37,8 @@ pub struct Options {
     )]
     pub peers: Vec<Peer>,
     /// Only these cases, separated by commas: frame sizes (64B, 1500B, ...) and, where an experiment has
-    /// them, imix, flows, macs, directions, touch, packed, disjoint, all [default: all].
+    /// them, imix, flows, macs, directions, touch, packed, disjoint, all; in `interrupts` poisson, on-off,
+    /// requests, mixed, flood [default: all].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cases: Vec<String>,
     /// How long `ndr` offers 90 % of the rate without loss, in seconds [default: 10; with --quick: 2].
@@ -80,8 +81,12 @@ pub enum What {
     Tcp,
     /// Memory of the switch by number of ports, guest memory not counted.
     Memory,
-    /// Processor time of the switch while its guests are silent.
+    /// Processor time of the switch while its guests are silent, and what sleeping costs when they are not.
     Idle,
+    /// Every rule for when a guest is interrupted: CPU, interrupts and delay over load, with a simulated guest that sleeps.
+    Interrupts,
+    /// The same with Linux guests: interrupts by their own count, their CPU, TCP and round trips.
+    GuestInterrupts,
     /// Cycles that the switch takes for a frame, step by step, on one thread with its guests.
     Cycles,
     /// Two workers against one: guests in pairs, and all to all.
@@ -142,7 +147,7 @@ pub(crate) fn list() -> String {
                 .map(ToString::to_string)
                 .unwrap_or_default();
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{:10} {help}", value.get_name());
+            let _ = writeln!(text, "{:16} {help}", value.get_name());
         }
     }
     text
@@ -167,6 +172,8 @@ mod tests {
             "tcp",
             "memory",
             "idle",
+            "interrupts",
+            "guest-interrupts",
             "cycles",
             "scale",
             "affinity",

@@ -2,9 +2,12 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::contestant::pair::Counters;
+use crate::cputime::CpuUse;
 use crate::generator::{Counted, Paced};
 use crate::histogram::Histogram;
 use crate::interference::Interference;
+use crate::napi::Seen;
 use crate::probe::Class;
 use crate::selfdriven::{Shares, Spent};
 
@@ -36,6 +39,13 @@ pub enum Detail {
     Rate(Counted),
     /// Frames offered at a rate, without looking at the time they take.
     Offered(Paced),
+    /// The same, and the processor time that the contestant took for it.
+    Used {
+        /// What was offered.
+        paced: Paced,
+        /// What its threads used.
+        cpu: CpuUse,
+    },
     /// Times that frames were on their way.
     Latency {
         /// What was offered in the windows that count.
@@ -45,6 +55,22 @@ pub enum Detail {
         /// Nanoseconds, as the upper end of a bucket and how often.
         #[serde(serialize_with = "buckets")]
         histogram: Histogram,
+    },
+    /// A guest that sleeps until it is interrupted.
+    Interrupted {
+        /// What it and the load have seen.
+        seen: Box<Seen>,
+        /// What the switch's threads used meanwhile.
+        cpu: CpuUse,
+    },
+    /// What real guests, sender and receiver, have counted.
+    Counted {
+        /// While one sent a stream to the other.
+        streamed: [Counters; 2],
+        /// During round trips.
+        answered: [Counters; 2],
+        /// Pings afterwards, microseconds.
+        ping_us: Vec<f64>,
     },
     /// TCP streams and pings between real guests.
     Streams {
@@ -92,6 +118,7 @@ impl Sample {
     pub fn histogram(&self) -> Option<&Histogram> {
         match &self.detail {
             Detail::Latency { histogram, .. } => Some(histogram),
+            Detail::Interrupted { seen, .. } => Some(seen.waited_for()),
             _ => None,
         }
     }

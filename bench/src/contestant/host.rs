@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use vswitch_simguest::frames::{Eth, ethernet};
 use vswitch_simguest::{Endpoint, Role, SimGuest};
 
+use super::moderated::{self, Rule};
 use super::ovs::{self, Settings};
 use super::{SESSION_LIMIT, testpmd};
 use crate::cpu::Placement;
@@ -31,6 +32,8 @@ pub enum Idle {
     Adaptive,
     /// Polls on.
     Polls,
+    /// Sleeps at once.
+    Sleeps,
 }
 
 /// Who is to be started.
@@ -38,6 +41,8 @@ pub enum Idle {
 pub enum Kind {
     /// A `vswitchd`: its name in tables, the program, what it does when idle.
     Switch(&'static str, PathBuf, Idle),
+    /// A `vswitchd` that calls its guests by a rule: the program, the rule. It sleeps when idle, as by default.
+    Moderated(PathBuf, Rule),
     /// DPDK's testpmd in io mode, with an even number of ports and the memory that it takes by default.
     Testpmd,
     /// Open vSwitch on DPDK, learning addresses.
@@ -68,7 +73,7 @@ impl Kind {
     /// Who it is on the command line; `None` for builds of the switch.
     pub fn peer(&self) -> Option<Peer> {
         match self {
-            Self::Switch(..) => None,
+            Self::Switch(..) | Self::Moderated(..) => None,
             Self::Testpmd => Some(Peer::Testpmd),
             Self::Ovs(_) => Some(Peer::Ovs),
         }
@@ -78,6 +83,7 @@ impl Kind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Switch(name, ..) => name,
+            Self::Moderated(_, rule) => rule.name,
             Self::Testpmd => "testpmd",
             Self::Ovs(_) => "ovs",
         }
@@ -92,7 +98,13 @@ impl Kind {
         let (path, mut helper, mut listener) = (dir.path(), None, Listener::Contestant);
         let process = match self {
             Self::Switch(name, program, idle) => {
-                start_switch(name, path, program, &sockets, *idle, placement)?
+                let text = configuration(path, &sockets, *idle, placement.worker, "");
+                start_switch(name, path, program, &text)?
+            }
+            Self::Moderated(program, rule) => {
+                let key = rule.key();
+                let text = configuration(path, &sockets, Idle::Adaptive, placement.worker, &key);
+                start_switch(rule.name, path, program, &text)?
             }
             Self::Testpmd => start_testpmd(path, &sockets, placement)?,
             Self::Ovs(settings) => {
@@ -122,6 +134,7 @@ impl Kind {
                 let version = machine::output(program, &["--version"]).unwrap_or_default();
                 format!("{version}, one worker, {}", idle.name())
             }
+            Self::Moderated(program, rule) => rule.about(program),
             Self::Testpmd => format!("{}, its default memory", testpmd::version()),
             Self::Ovs(settings) => format!("{}, {}", ovs::version(), settings.name()),
         }
@@ -129,17 +142,30 @@ impl Kind {
 }
 
 impl Idle {
-    fn name(self) -> &'static str {
+    /// What tables call the switch that does so.
+    pub fn switch(self) -> &'static str {
         match self {
-            Self::Adaptive => "busy-poll adaptive (default)",
-            Self::Polls => "busy-poll always",
+            Self::Adaptive => "vswitch",
+            Self::Polls => "vswitch-poll",
+            Self::Sleeps => "vswitch-never",
         }
     }
 
-    fn value(self) -> &'static str {
+    /// In words.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Adaptive => "busy-poll adaptive (default)",
+            Self::Polls => "busy-poll always",
+            Self::Sleeps => "busy-poll never",
+        }
+    }
+
+    /// As configurations have it.
+    pub(super) fn value(self) -> &'static str {
         match self {
             Self::Adaptive => "adaptive",
             Self::Polls => "always",
+            Self::Sleeps => "never",
         }
     }
 }
@@ -148,18 +174,17 @@ fn start_switch(
     name: &'static str,
     dir: &Path,
     program: &Path,
-    sockets: &[PathBuf],
-    idle: Idle,
-    placement: Placement,
+    configuration: &str,
 ) -> Result<Process> {
     let config = dir.join("vswitch.yaml");
-    std::fs::write(&config, configuration(dir, sockets, idle, placement.worker))
-        .map_err(Error::io("write a configuration"))?;
+    std::fs::write(&config, configuration).map_err(Error::io("write a configuration"))?;
+    moderated::known(program, &config)?;
     let args = ["--config".to_owned(), config.display().to_string()];
     Process::start(name, dir, program, &args)
 }
 
-fn configuration(dir: &Path, sockets: &[PathBuf], idle: Idle, core: usize) -> String {
+/// With `more` behind the socket of every port.
+fn configuration(dir: &Path, sockets: &[PathBuf], idle: Idle, core: usize, more: &str) -> String {
     let mut text = format!(
         "control: {{ socket: {}/control.sock }}\n\
          workers: [ {{ core: {core}, busy-poll: {} }} ]\n\
@@ -170,7 +195,10 @@ fn configuration(dir: &Path, sockets: &[PathBuf], idle: Idle, core: usize) -> St
     for (port, socket) in sockets.iter().enumerate() {
         let socket = socket.display();
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "  p{port}: {{ vhost-user: {{ socket: {socket} }} }}");
+        let _ = writeln!(
+            text,
+            "  p{port}: {{ vhost-user: {{ socket: {socket}{more} }} }}"
+        );
     }
     text
 }
@@ -312,7 +340,7 @@ mod tests {
         let sockets: Vec<_> = (0..3)
             .map(|n| PathBuf::from(format!("/d/{n}.sock")))
             .collect();
-        let text = configuration(Path::new("/d"), &sockets, Idle::Polls, 7);
+        let text = configuration(Path::new("/d"), &sockets, Idle::Polls, 7, "");
         assert!(text.contains("core: 7, busy-poll: always"));
         assert!(text.ends_with("  p2: { vhost-user: { socket: /d/2.sock } }\n"));
         assert_eq!(text.matches("vhost-user").count(), 3);

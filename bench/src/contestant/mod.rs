@@ -21,6 +21,7 @@ pub use switch::{Switch, built};
 pub use testpmd::Testpmd;
 
 pub mod host;
+pub mod moderated;
 mod mover;
 pub mod ovs;
 pub mod pair;

@@ -130,6 +130,27 @@ impl Pair {
         Ok(iperf(a, b, ADDRESSES[1], seconds, options)?.bits_per_second)
     }
 
+    /// Round trips one right after the other, as many as `count`: the mean time of one, milliseconds.
+    pub fn ping_pong(&mut self, count: u32) -> Result<f64> {
+        let command = format!("ping -A -q -c {count} {}", ADDRESSES[1]);
+        let output = self.guests[0].run(&command)?;
+        mean(&output).ok_or_else(|| {
+            let what = format!("ping makes no sense: {output}");
+            vswitch_tests::Error::Failed(what).into()
+        })
+    }
+
+    /// What both guests' kernels have counted so far.
+    pub fn counters(&mut self) -> Result<[Counters; 2]> {
+        let [a, b] = &mut self.guests;
+        let read = |guest: &mut Guest| -> Result<Counters> {
+            let interrupts = guest.run("cat /proc/interrupts")?;
+            let stat = guest.run("head -n 1 /proc/stat")?;
+            Ok(Counters::parse(&interrupts, &stat))
+        };
+        Ok([read(a)?, read(b)?])
+    }
+
     /// Round trip times, milliseconds, one after the other.
     pub fn ping(&mut self, count: u32) -> Result<Vec<f64>> {
         let command = format!("ping -i {PING_SECONDS} -c {count} {}", ADDRESSES[1]);
@@ -175,6 +196,70 @@ fn offloads(features: &str) -> String {
     )
 }
 
+/// What a guest's kernel counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counters {
+    /// Interrupts of receive queues.
+    pub input: u64,
+    /// Interrupts of transmit queues.
+    pub output: u64,
+    /// Time its processor was not idle, hundredths of a second.
+    pub busy: u64,
+    /// All its processor's time, hundredths of a second.
+    pub time: u64,
+}
+
+impl Counters {
+    /// From `/proc/interrupts` and the first line of `/proc/stat`.
+    fn parse(interrupts: &str, stat: &str) -> Self {
+        let of = |queue: &str| -> u64 {
+            let lines = interrupts.lines().filter(|line| {
+                let name = line.split_whitespace().next_back();
+                name.is_some_and(|name| name.starts_with("virtio") && name.contains(queue))
+            });
+            // A number for each processor, between the interrupt's own and its description.
+            let numbers = lines.flat_map(|line| {
+                let words = line.split_whitespace().skip(1);
+                words.map_while(|word| word.parse::<u64>().ok())
+            });
+            numbers.sum()
+        };
+        let times: Vec<u64> = stat
+            .split_whitespace()
+            .skip(1)
+            .take(8)
+            .filter_map(|time| time.parse().ok())
+            .collect();
+        let time: u64 = times.iter().sum();
+        // Idle, and idle with something to wait for; what the host took is not the guest's either.
+        let idle: u64 = [3, 4, 7].iter().filter_map(|place| times.get(*place)).sum();
+        Self {
+            input: of("-input."),
+            output: of("-output."),
+            busy: time - idle,
+            time,
+        }
+    }
+
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            input: self.input.saturating_sub(earlier.input),
+            output: self.output.saturating_sub(earlier.output),
+            busy: self.busy.saturating_sub(earlier.busy),
+            time: self.time.saturating_sub(earlier.time),
+        }
+    }
+}
+
+/// The mean in the last line of what `ping` prints, milliseconds.
+fn mean(output: &str) -> Option<f64> {
+    let line = output.lines().find(|line| line.contains("min/avg/max"))?;
+    let (_, times) = line.split_once('=')?;
+    times.trim().split('/').nth(1)?.parse().ok()
+}
+
 /// The times in what `ping` prints, milliseconds.
 fn times(output: &str) -> Vec<f64> {
     let time = |line: &str| {
@@ -196,6 +281,24 @@ mod tests {
              round-trip min/avg/max = 0.354/6.2/12.1 ms";
         assert_eq!(times(output), [0.354, 12.1]);
         assert!(times("ping: bad address").is_empty());
+        assert_eq!((mean(output), mean("no answer")), (Some(6.2), None));
+    }
+
+    #[test]
+    fn counters_are_read_as_the_guest_writes_them() {
+        let interrupts = "           CPU0       CPU1\n  1:  9  9   IO-APIC   1-edge      i8042\n \
+             25:        100          1  PCI-MSIX-0000:00:03.0   1-edge      virtio0-input.0\n \
+             26:         20          2  PCI-MSIX-0000:00:03.0   2-edge      virtio0-output.0\n \
+             27:          3          0  PCI-MSIX-0000:00:04.0   1-edge      virtio1-input.0\n";
+        let counters = Counters::parse(interrupts, "cpu  1 2 4 100 50 8 16 200 0 0");
+        assert_eq!((counters.input, counters.output), (104, 22));
+        assert_eq!((counters.busy, counters.time), (31, 381));
+        let since = counters.since(Counters {
+            input: 100,
+            ..counters
+        });
+        assert_eq!((since.input, since.busy), (4, 0));
+        assert_eq!(Counters::parse("", ""), Counters::default());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::host::Idle;
 use super::{Contestant, Guests, Near, Setup, sockets};
 use crate::generator::Wire;
 use crate::interference::threads_of;
@@ -19,6 +20,7 @@ pub struct Switch {
     process: Process,
     _dir: TempDir,
     version: String,
+    idle: Idle,
 }
 
 /// The workspace's `vswitchd`, built now with the release profile unless it is up to date.
@@ -70,10 +72,15 @@ fn executable(messages: &str) -> Option<PathBuf> {
 impl Switch {
     /// Starts `program` and connects two guests, one of them by a NIC if asked to.
     pub fn start(name: &'static str, program: &Path, setup: Setup) -> Result<Self> {
+        Self::with(name, program, setup, Idle::Polls)
+    }
+
+    /// The same with a worker that does this when there is nothing to do.
+    pub fn with(name: &'static str, program: &Path, setup: Setup, idle: Idle) -> Result<Self> {
         let dir = TempDir::with_prefix("vswitch-bench").map_err(Error::io("make a folder"))?;
         let config = dir.path().join("vswitch.yaml");
         let hugepages = machine::free_hugepages() >= HUGEPAGES;
-        let text = configuration(dir.path(), setup, hugepages);
+        let text = configuration(dir.path(), setup, hugepages, idle);
         std::fs::write(&config, text).map_err(Error::io("write a configuration"))?;
         let args = ["--config".to_owned(), config.display().to_string()];
         let process = Process::start(name, dir.path(), program, &args)?;
@@ -87,11 +94,17 @@ impl Switch {
             process,
             _dir: dir,
             version,
+            idle,
         })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 }
 
-fn configuration(dir: &Path, setup: Setup, hugepages: bool) -> String {
+fn configuration(dir: &Path, setup: Setup, hugepages: bool, idle: Idle) -> String {
     let core = setup.placement.worker;
     let [a, b] = sockets(dir);
     let (dpdk, a) = match setup.near {
@@ -106,10 +119,11 @@ fn configuration(dir: &Path, setup: Setup, hugepages: bool) -> String {
     };
     format!(
         "control: {{ socket: {dir}/control.sock }}\n\
-         workers: [ {{ core: {core}, busy-poll: always }} ]\n\
+         workers: [ {{ core: {core}, busy-poll: {idle} }} ]\n\
          bridges: {{ br0: {{ mtu: 9000 }} }}\n\
          {dpdk}ports:\n  a: {{ {a} }}\n  b: {{ vhost-user: {{ socket: {b} }} }}\n",
         dir = dir.display(),
+        idle = idle.value(),
         b = b.display(),
     )
 }
@@ -121,8 +135,9 @@ impl Contestant for Switch {
 
     fn describe(&self) -> String {
         format!(
-            "{}, MAC learning on, one worker, busy-poll always",
-            self.version
+            "{}, MAC learning on, one worker, {}",
+            self.version,
+            self.idle.name()
         )
     }
 
@@ -173,13 +188,13 @@ mod tests {
             jumbo: false,
             near,
         };
-        let text = configuration(Path::new("/d"), setup(Near::Guest), false);
+        let text = configuration(Path::new("/d"), setup(Near::Guest), false, Idle::Polls);
         assert!(
             text.contains("core: 3") && text.contains("/d/a.sock") && text.contains("/d/b.sock")
         );
-        assert!(!text.contains("dpdk"));
-        let text = configuration(Path::new("/d"), setup(Near::Nic), true);
+        assert!(text.contains("busy-poll: always") && !text.contains("dpdk"));
+        let text = configuration(Path::new("/d"), setup(Near::Nic), true, Idle::Adaptive);
         assert!(text.contains("device: \"net_vhost0,iface=/d/a.sock\""));
-        assert!(text.contains("hugepages: true"));
+        assert!(text.contains("hugepages: true") && text.contains("busy-poll: adaptive"));
     }
 }

@@ -16,10 +16,7 @@ pub(super) fn kinds(options: &Options, manners: &[Idle], peers: &[Kind]) -> Resu
         Some(program) => program.clone(),
         None => built()?,
     };
-    let switch = |idle| match idle {
-        Idle::Adaptive => Kind::Switch("vswitch", program.clone(), idle),
-        Idle::Polls => Kind::Switch("vswitch-poll", program.clone(), idle),
-    };
+    let switch = |idle: Idle| Kind::Switch(idle.switch(), program.clone(), idle);
     let mut kinds: Vec<_> = manners.iter().copied().map(switch).collect();
     if let Some(program) = &options.against {
         kinds.push(Kind::Switch("against", program.clone(), Idle::Adaptive));

@@ -18,8 +18,10 @@ use session::{Field, Heading, Session};
 
 pub mod affinity;
 pub mod cycles;
+pub mod guest_interrupts;
 mod hosts;
 pub mod idle;
+pub mod interrupts;
 pub mod latency;
 pub mod memory;
 pub mod mover;

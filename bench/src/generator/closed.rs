@@ -1,10 +1,11 @@
-//! One frame at a time: the time a frame takes when nothing else is on its way.
+//! One frame at a time: the time a frame takes when nothing else is on its way, and when nothing has been for a while.
 
 use std::time::{Duration, Instant};
 
-use super::lane::{checked, lanes, receive, wind_down};
+use super::lane::{Lane, checked, lanes, receive, wind_down};
 use super::{Edge, Load, Paced, Timing, Wire};
 use crate::histogram::Histogram;
+use crate::wake::spin;
 use crate::{Error, Result};
 
 /// A frame that has not come for so long is lost. No contestant keeps one for longer on purpose.
@@ -25,23 +26,11 @@ impl Load {
         let Some(lane) = lanes.first_mut() else {
             return Ok(Paced::default());
         };
-        let clock = Instant::now();
         let mut turns = |time_ms, latency: &mut Histogram| -> Result<Paced> {
             let (start, time) = (Instant::now(), Duration::from_millis(time_ms));
             let mut paced = Paced::default();
             while start.elapsed() < time {
-                let sent = clock.elapsed();
-                lane.generator
-                    .burst_at(lane.tx, 1, sent.as_nanos() as u32)?;
-                paced.offered += 1;
-                let mut taken = 0;
-                while taken == 0 && clock.elapsed() - sent < LOST {
-                    taken = lane.meter.burst_timed(lane.rx, 1, |_| {})?;
-                }
-                if taken == 1 {
-                    latency.record((clock.elapsed() - sent).as_nanos() as u64);
-                    paced.received += 1;
-                }
+                one(lane, latency, &mut paced)?;
             }
             paced.seconds = start.elapsed().as_secs_f64();
             Ok(paced)
@@ -57,6 +46,55 @@ impl Load {
         }
         Ok(paced)
     }
+
+    /// Sends `count` frames from A to B, each after nothing has happened for `silence`: whoever sleeps when there is
+    /// nothing to do is asleep by then. The time each takes is noted in nanoseconds.
+    pub fn after_silence(
+        &self,
+        wire: &mut Wire,
+        silence: Duration,
+        count: u32,
+        latency: &mut Histogram,
+        mut window: impl FnMut(Edge),
+    ) -> Result<Paced> {
+        self.prepare(wire)?;
+        let mut lanes = lanes(wire, self, true)?;
+        let mut paced = Paced::default();
+        let start = Instant::now();
+        window(Edge::Opens);
+        for lane in lanes.iter_mut().take(1) {
+            for _ in 0..count {
+                lane.tx.reclaim()?;
+                spin(silence);
+                one(lane, latency, &mut paced)?;
+            }
+        }
+        window(Edge::IsOver);
+        paced.seconds = start.elapsed().as_secs_f64();
+        wind_down(&mut lanes, receive)?;
+        lanes.iter().try_for_each(|lane| checked(&lane.tally()))?;
+        if paced.received == 0 {
+            return Err(Error::Silent(start.elapsed().as_secs()));
+        }
+        Ok(paced)
+    }
+}
+
+/// Sends a frame and waits for it.
+#[inline]
+fn one(lane: &mut Lane<'_>, latency: &mut Histogram, paced: &mut Paced) -> Result<()> {
+    let sent = Instant::now();
+    lane.generator.burst_at(lane.tx, 1, 0)?;
+    paced.offered += 1;
+    let mut taken = 0;
+    while taken == 0 && sent.elapsed() < LOST {
+        taken = lane.meter.burst_timed(lane.rx, 1, |_| {})?;
+    }
+    if taken == 1 {
+        latency.record(sent.elapsed().as_nanos() as u64);
+        paced.received += 1;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -87,6 +125,21 @@ mod tests {
         // They follow each other, so their times add up to no more than the window.
         let sum = latency.mean() * latency.count() as f64 / 1e9;
         assert!(sum <= paced.seconds, "{sum} of {}", paced.seconds);
+    }
+
+    #[test]
+    fn silence_comes_before_each_frame() {
+        let Some((mut mover, _alone)) = mover() else {
+            return;
+        };
+        mover.resume().unwrap();
+        let (mut latency, silence) = (Histogram::default(), Duration::from_millis(2));
+        let paced = Load::new(64, 1)
+            .after_silence(mover.wire(), silence, 5, &mut latency, |_| {})
+            .unwrap();
+        mover.stop().unwrap();
+        assert_eq!(paced.offered, 5);
+        assert!(paced.seconds >= 0.01 && latency.count() == paced.received);
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod closed;
 mod introduce;
 pub(crate) mod lane;
 mod paced;
+mod trains;
 
 /// First address of guest A; more of its addresses count up the last two bytes.
 pub const MAC_A: [u8; 6] = [2, 0, 0, 0xa, 0, 0];
@@ -201,7 +202,7 @@ impl Load {
     }
 
     /// Gets ready: empty rings, known addresses.
-    fn prepare(&self, wire: &mut Wire) -> Result<()> {
+    pub(crate) fn prepare(&self, wire: &mut Wire) -> Result<()> {
         settle(wire)?;
         if wire.introduce {
             introduce::all(wire, self)?;

@@ -21,6 +21,7 @@ pub mod lines;
 pub mod plot;
 mod results;
 pub mod table;
+pub mod verdict;
 
 /// Everything there is to know about a run.
 #[derive(Clone, Debug, Serialize)]

@@ -11,18 +11,22 @@ const HARDLY: f64 = 0.05;
 
 /// The report as text: figures, ratios, and what one must know to judge them.
 pub fn render(report: &Report) -> String {
+    joined(preamble(report)) + &body(report)
+}
+
+/// The same without what was measured, of whom, and on what.
+pub fn body(report: &Report) -> String {
     let names: Vec<&str> = report
         .contestants
         .iter()
         .map(|(name, _)| name.as_str())
         .collect();
-    let mut lines = preamble(report);
     let measured: Vec<_> = report
         .cases
         .iter()
         .flat_map(|case| case.rows.iter().map(move |row| (case, row)))
         .collect();
-    lines.push(String::new());
+    let mut lines = vec![String::new()];
     lines.extend(figures(&measured, &names));
     if names.len() > 1 {
         lines.push(String::new());
@@ -35,6 +39,10 @@ pub fn render(report: &Report) -> String {
             .into(),
     );
     lines.extend(remarks(report));
+    joined(lines)
+}
+
+fn joined(lines: Vec<String>) -> String {
     let mut text = String::new();
     for line in lines {
         // Writing to a string cannot fail.
@@ -115,8 +123,10 @@ fn name(row: &Row) -> String {
 fn figures(measured: &[(&Case, &Row)], names: &[&str]) -> Vec<String> {
     let stub = Stub::of(measured);
     let mut heading = stub.line("case", "", "cache");
+    // Wide enough for figures, and for the name above them.
+    let wide = |name: &str| name.len().max(9);
     for name in names {
-        heading += &format!(" {name:>9}");
+        heading += &format!(" {name:>0$}", wide(name));
     }
     let mut lines = vec![heading + "   slices"];
     for (case, row) in measured {
@@ -130,7 +140,7 @@ fn figures(measured: &[(&Case, &Row)], names: &[&str]) -> Vec<String> {
             for name in names {
                 let summary = result.summaries.get(*name);
                 let figure = summary.map_or("-".into(), |s| number(s.figure));
-                line += &format!(" {figure:>9}");
+                line += &format!(" {figure:>0$}", wide(name));
                 counts.push(summary.map_or(0, |s| s.count).to_string());
             }
             lines.push(format!("{line}   {}", counts.join("/")));

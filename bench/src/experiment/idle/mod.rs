@@ -1,26 +1,34 @@
-//! `idle`: processor time that a switch uses while its guests send nothing.
+//! `idle`: processor time that a switch uses while its guests send nothing, and what it costs not to poll when they do.
 //!
 //! All contestants are started with the same number of guests and stopped. In turn each is let go, given a moment to
-//! come to rest, and watched for a while by what the kernel counts.
+//! come to rest, and watched for a while by what the kernel counts. The second part is the switch alone, in all manners
+//! of `busy-poll`: see [`busy`].
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::hosts;
+use super::{hosts, session};
 use crate::contestant::host::{Host, Idle, Kind};
 use crate::contestant::ovs::Settings;
 use crate::cputime::{CpuClock, CpuUse};
 use crate::lock::Lock;
 use crate::machine::Notes;
-use crate::report::Findings;
 use crate::report::chart::Chart;
 use crate::report::head::{Head, columns};
+use crate::report::verdict::Verdict;
+use crate::report::{Findings, Report as Load, table};
 use crate::rounds::order;
 use crate::stats::Summary;
 use crate::{Options, Result};
 
+mod busy;
+mod verdict;
+
+/// The switch as shipped.
+const OURS: &str = "vswitch";
 /// Guests attached.
 const GUESTS: [usize; 2] = [2, 16];
 /// How long a contestant gets to come to rest.
@@ -37,6 +45,10 @@ pub struct Report {
     pub head: Head,
     /// By number of guests.
     pub cases: Vec<Case>,
+    /// Of what silent guests cost.
+    pub verdict: Verdict,
+    /// The switch with something to do.
+    pub busy: Load,
 }
 
 /// All contestants with so many guests.
@@ -53,6 +65,12 @@ pub fn run(options: &Options) -> Result<Report> {
     let _lock = Lock::take()?;
     let placement = options.placement()?;
     let machine = Notes::take(placement, false);
+    let program: PathBuf = session::program(options)?;
+    // The same program for both parts, built once.
+    let options = &Options {
+        vswitchd: Some(program.clone()),
+        ..options.clone()
+    };
     let kinds = hosts::kinds(
         options,
         &[Idle::Adaptive, Idle::Polls],
@@ -80,8 +98,10 @@ pub fn run(options: &Options) -> Result<Report> {
         watch.as_secs()
     );
     Ok(Report {
-        head: field.head("idle", title, machine),
+        verdict: verdict::of_silence(&cases),
         cases,
+        busy: busy::run(options, &program, placement, machine.clone())?,
+        head: field.head("idle", title, machine),
     })
 }
 
@@ -127,10 +147,14 @@ impl Findings for Report {
         let cases = self.cases.iter();
         rows.extend(cases.flat_map(|case| case.rows(&self.head.contestants)));
         format!(
-            "{}{}\nMedians; percent of one CPU, all threads of the process. Sleeps are voluntary context switches.\n{}",
+            "{}{}\nMedians; percent of one CPU, all threads of the process. Sleeps are voluntary context switches.\n{}\n{}\n\
+             {}, frames of 64 bytes; CPU is that of all threads of the process\n{}",
             self.head.render(),
             columns(&rows, 1),
-            self.head.not_measured()
+            self.verdict.line(),
+            self.head.not_measured(),
+            self.busy.title,
+            table::body(&self.busy)
         )
     }
 
@@ -140,10 +164,18 @@ impl Findings for Report {
             let bars = names.iter().map(|name| case.of(name, |used| used.percent));
             (format!("{} guests", case.guests), bars.collect())
         };
+        let load = |case: &crate::report::Case| {
+            let row = case.rows.iter().find(|row| row.measure.unit == "%")?;
+            let result = row.results.first();
+            let bar = |name| result.and_then(|r| r.summaries.get(name)).copied();
+            Some((case.label.clone(), names.iter().map(bar).collect()))
+        };
+        let mut groups: Vec<_> = self.cases.iter().map(group).collect();
+        groups.extend(self.busy.cases.iter().filter_map(load));
         Chart {
             title: format!("{}: {}", self.head.experiment, self.head.title),
             unit: "% of a CPU".into(),
-            groups: self.cases.iter().map(group).collect(),
+            groups,
             names,
         }
     }
@@ -176,10 +208,14 @@ mod tests {
                 guests: 16,
                 samples: samples.into(),
             }],
+            verdict: Verdict::at_most("it is quiet", Some(0.2), 1.0, " %"),
+            busy: crate::report::testing::report(),
         };
         let text = report.text();
+        assert!(text.contains("met: it is quiet (0.20 %)") && text.contains("All is well."));
         let row = |name: &str| {
-            let mut rows = text.lines().filter(|line| line.starts_with(name));
+            let first = text.split("\nMedians").next().unwrap_or_default();
+            let mut rows = first.lines().filter(|line| line.starts_with(name));
             let last = rows.next_back().unwrap_or_default();
             last.split_whitespace()
                 .map(String::from)
