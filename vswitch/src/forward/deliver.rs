@@ -109,6 +109,11 @@ impl Forwarder {
         self.outgoing.flush(snapshot, now);
     }
 
+    /// Leaves none held back by the adaptive rule: before the worker sleeps.
+    pub fn yield_calls(&mut self, snapshot: &Snapshot, now: u64) {
+        self.outgoing.yield_calls(snapshot, now);
+    }
+
     /// Whether calls are held back.
     #[inline]
     pub fn holds(&self) -> bool {

@@ -49,6 +49,11 @@ impl Outgoing {
         self.pending.flush(snapshot, now);
     }
 
+    /// See [`Forwarder::yield_calls`](super::Forwarder::yield_calls).
+    pub fn yield_calls(&mut self, snapshot: &Snapshot, now: u64) {
+        self.pending.yield_calls(snapshot, now);
+    }
+
     /// See [`Forwarder::holds`](super::Forwarder::holds).
     #[inline]
     pub fn holds(&self) -> bool {

@@ -16,12 +16,12 @@ use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use parking_lot::Mutex;
-use vswitch_coalesce::Action;
+use vswitch_coalesce::{Action, Policy};
 use vswitch_vhost::{Call, RxRing};
 
 use super::PortRef;
 use super::counters::PortCounters;
-use super::snapshot::{GuestQueues, Output, Snapshot};
+use super::snapshot::{GuestQueues, Output, Port, Snapshot};
 
 /// Rings that are remembered.
 const HELD: usize = 128;
@@ -76,6 +76,17 @@ struct Watch {
     until: u64,
 }
 
+/// Which held calls are settled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// Those whose time has come.
+    Due,
+    /// Those that the adaptive rule holds too.
+    Adaptive,
+    /// All.
+    All,
+}
+
 /// See the module's page.
 pub struct Pending {
     worker: usize,
@@ -126,7 +137,7 @@ impl Pending {
     #[inline]
     pub fn tend(&mut self, snapshot: &Snapshot, now: u64) {
         if self.next <= now {
-            self.settle(snapshot, now, false);
+            self.settle(snapshot, now, Which::Due);
         }
         if self.watch.is_some() {
             self.watch(snapshot, now);
@@ -136,7 +147,14 @@ impl Pending {
     /// Leaves nothing held back.
     pub fn flush(&mut self, snapshot: &Snapshot, now: u64) {
         self.watch = None;
-        self.settle(snapshot, now, true);
+        self.settle(snapshot, now, Which::All);
+    }
+
+    /// Leaves nothing held back by the adaptive rule, which weighs what calls cost: staying awake for one costs more.
+    pub fn yield_calls(&mut self, snapshot: &Snapshot, now: u64) {
+        if self.holds() {
+            self.settle(snapshot, now, Which::Adaptive);
+        }
     }
 
     /// Remembers a ring; false if there is no room.
@@ -156,12 +174,19 @@ impl Pending {
     }
 
     #[inline(never)]
-    fn settle(&mut self, snapshot: &Snapshot, now: u64, all: bool) {
+    fn settle(&mut self, snapshot: &Snapshot, now: u64, which: Which) {
         self.next = NEVER;
         let mut at = 0;
         while let Some(held) = self.held.get(at).copied() {
+            let port = snapshot.live(held.port);
+            let adaptive = |port: &Port| port.coalesce.receive.policy() == Policy::Adaptive;
+            let all = match which {
+                Which::Due => false,
+                Which::Adaptive => port.is_some_and(|port| adaptive(port)),
+                Which::All => true,
+            };
             let again = if all || held.deadline <= now {
-                snapshot.live(held.port).and_then(|port| {
+                port.and_then(|port| {
                     let Output::Guest(queues) = &port.output else {
                         return None;
                     };

@@ -234,11 +234,15 @@ impl Worker {
         self.queues.poll(snapshot, now, forwarder, scratch, clock)
     }
 
-    /// Whether no guest waits for a call of this worker's. One that is not to poll, or has nothing to poll, makes it so.
+    /// Whether no guest waits for a call of this worker's, which is about to sleep. One that is not to poll, or has nothing
+    /// to poll, makes it so; any other leaves the rules that hold for a fixed time their way.
     fn holds_nothing(&mut self, parked: bool, snapshot: &Snapshot, now: Instant) -> bool {
         if parked || self.idle.mode() == BusyPoll::Never {
             self.forwarder.flush(snapshot, nanos(now));
             self.queues.flush(nanos(now));
+        } else {
+            self.forwarder.yield_calls(snapshot, nanos(now));
+            self.queues.yield_calls(nanos(now));
         }
         !self.forwarder.holds() && !self.queues.holds()
     }

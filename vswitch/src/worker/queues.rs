@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 use std::time::Instant;
 
-use vswitch_coalesce::{Action, Burst};
+use vswitch_coalesce::{Action, Burst, Policy};
 use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 
 #[cfg(feature = "dpdk")]
@@ -347,7 +347,17 @@ impl Queues {
 
     /// Leaves no call held back.
     pub(super) fn flush(&mut self, now: u64) {
-        for Owned { queue: ring, .. } in &mut self.guests {
+        self.flush_where(now, |_| true);
+    }
+
+    /// Leaves none held back by the adaptive rule.
+    pub(super) fn yield_calls(&mut self, now: u64) {
+        self.flush_where(now, |ring| ring.call_report().policy == Policy::Adaptive);
+    }
+
+    fn flush_where(&mut self, now: u64, which: impl Fn(&TxRing) -> bool) {
+        let rings = self.guests.iter_mut().map(|owned| &mut owned.queue);
+        for ring in rings.filter(|ring| ring.deadline().is_some() && which(ring)) {
             if ring.flush(now).fires() {
                 ring.make_call();
             }
