@@ -281,7 +281,7 @@ impl Forwarder {
             output: port.first_output.queue(queue),
             edit: port.vlan.edit(verdict.vid, verdict.tci),
         };
-        let lasting = !matches!(&port.output, Output::Guest(queues) if queues.pairs() > 1);
+        let lasting = port.output.guest().is_none_or(|guest| guest.pairs() < 2);
         Some((route, lasting))
     }
 

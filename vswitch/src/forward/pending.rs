@@ -21,7 +21,7 @@ use vswitch_vhost::{Call, RxRing};
 
 use super::PortRef;
 use super::counters::PortCounters;
-use super::snapshot::{GuestQueues, Output, Port, Snapshot};
+use super::snapshot::{GuestQueues, Port, Snapshot};
 
 /// Rings that are remembered.
 const HELD: usize = 128;
@@ -187,9 +187,7 @@ impl Pending {
             };
             let again = if all || held.deadline <= now {
                 port.and_then(|port| {
-                    let Output::Guest(queues) = &port.output else {
-                        return None;
-                    };
+                    let queues = port.output.guest()?;
                     let counters = port.counters.get(self.worker)?;
                     self.look(queues, held.port, held.queue, counters, now, all)
                 })
@@ -271,7 +269,7 @@ impl Pending {
         let Some(watch) = &self.watch else { return };
         let awaited = watch.until > now
             && snapshot.live(watch.port).is_some_and(|port| {
-                let Output::Guest(queues) = &port.output else {
+                let Some(queues) = port.output.guest() else {
                     return false;
                 };
                 // Who has the lock is filling the ring: that is no time to look.

@@ -18,7 +18,7 @@ use super::{micros, nanos};
 use crate::forward::counters::InputDrop;
 use crate::forward::deliver::{Context, Frames};
 use crate::forward::fdb::CoarseSecond;
-use crate::forward::{BURST, Forwarder, Output, PortRef, Snapshot};
+use crate::forward::{BURST, Forwarder, PortRef, Snapshot};
 
 /// Names a queue: the port and its number there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -132,7 +132,7 @@ pub fn serve(
             return 0;
         }
     };
-    if let Output::Guest(queues) = &context.ingress.output {
+    if let Some(queues) = context.ingress.output.guest() {
         queues.transmits(drained);
     }
     if ring.complete() {
@@ -160,7 +160,7 @@ fn completed(ring: &mut TxRing, action: Action, context: Context<'_>, worker: us
     {
         counters.tx_calls.add(1);
     }
-    if let (Output::Guest(queues), Some(pair)) = (&context.ingress.output, context.pair) {
+    if let (Some(queues), Some(pair)) = (context.ingress.output.guest(), context.pair) {
         queues.tell_completions(pair, ring.call_report());
     }
 }
