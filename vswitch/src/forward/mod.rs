@@ -3,12 +3,13 @@
 //! # Theory of operation
 //!
 //! A worker takes up to [`BURST`] frames from one source (a guest's transmit ring, a NIC queue) and hands them to
-//! [`Forwarder::forward`]. Three steps follow, each over the whole burst:
+//! [`Forwarder::forward`] ([`deliver`]). Three steps follow, each over the whole burst:
 //!
 //! 1. **Decide** ([`decide`]): on the worker's own copy of the frame's head, classify the VLAN, check the source,
-//!    learn, look the destination up. The outcome is a list of outputs or a named drop.
+//!    learn, look the destination up. The outcome is a list of outputs or a named drop. [`ways`] remembers outcomes,
+//!    and [`steer`] knows which queue of a guest with several a flow is on.
 //! 2. **Group** ([`group`]): frames are filed under their outputs in arrival order, so that each output is locked once.
-//! 3. **Deliver** ([`deliver`]): per output, write the frames into its ring: the head from the worker's copy, the rest
+//! 3. **Deliver** ([`output`]): per output, write the frames into its ring: the head from the worker's copy, the rest
 //!    straight from the source's buffer. That is the one copy.
 //!
 //! A guest is called when its port's policy says so; what is held back is [remembered](pending).
