@@ -18,7 +18,7 @@ const LINK_LOCAL: u64 = 0x0180_c200_0000;
 /// The Ethernet header, as far as a bridge cares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ethernet {
-    /// Destination, as a number ([`MacAddr::to_u64`]): an address of bytes would be put together in memory by small stores,
+    /// Destination, as a number ([`MacAddr::to_u64`](vswitch_packet::MacAddr::to_u64)): an address of bytes would be put together in memory by small stores,
     /// and its first use as a whole wait for them.
     pub dst: u64,
     /// Source, as a number.
