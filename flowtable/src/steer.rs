@@ -18,7 +18,7 @@
 //! which it decides from the tail, that does not know of them. They count as packets from when they are selected, so that
 //! nothing moves by idleness either.
 //!
-//! A pin (see [`pins`](crate::pins)) is a bucket of a single flow and moves by the same rule. A view meets a new pin with the
+//! A pin (see [`pins`]) is a bucket of a single flow and moves by the same rule. A view meets a new pin with the
 //! tail of the flow's bucket, which covers the flow's own; from then on it keeps the flow's.
 //!
 //! A move by idleness is the weaker one: a target that has not completed a packet after 10 ms may complete it after all,
