@@ -291,15 +291,25 @@ impl<L: Layout> Core<L> {
     pub(super) fn publish(&mut self) -> u16 {
         let count = self.given.wrapping_sub(self.published);
         if count > 0 {
-            self.ring.publish(self.next);
-            self.published = self.given;
-            self.unsettled = self.unsettled.saturating_add(count);
-            if self.unsettled > i16::MAX as u16 {
-                // Half way round: soon the comparison with what was settled last would be ambiguous.
-                self.signal.invalidate();
-            }
+            self.publish_some(self.next, count);
         }
         count
+    }
+
+    /// Publishes the next `count` entries of those given back, which end at `at`.
+    #[inline]
+    pub(super) fn publish_some(&mut self, at: Position, count: u16) {
+        self.ring.publish(at);
+        self.published = self.published.wrapping_add(count);
+        self.unsettled = self.unsettled.saturating_add(count);
+        if self.unsettled > i16::MAX as u16 {
+            // Half way round: soon the comparison with what was settled last would be ambiguous.
+            self.signal.invalidate();
+        }
+    }
+
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
     }
 
     /// Calls the guest if something was published that it wants to hear of.

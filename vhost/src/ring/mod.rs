@@ -20,6 +20,7 @@
 //! | `ahead` | chains resolved, and their lines asked for, before they are needed |
 //! | `core` | what both directions share: where the ring stands, calls and kicks, a ring that broke |
 //! | `tx`, `rx` | the two directions |
+//! | `lent` | transmit bursts that several threads read, several at once |
 //! | `queue` | the two directions, over whichever layout was negotiated |
 //! | `standalone` | rings that no session stands behind, for benches |
 //!
@@ -48,6 +49,7 @@ mod core;
 #[cfg(test)]
 mod hostile;
 mod layout;
+mod lent;
 #[cfg(test)]
 mod oracle;
 mod packed;
@@ -59,6 +61,7 @@ mod tx;
 
 use std::fmt;
 
+pub use self::lent::Lent;
 pub use self::queue::{Delivery, RxBurst, RxRing, Sink, TxRing};
 pub use self::rx::{MAX_CHAINS, RxError, RxFeatures};
 pub use self::split::PartError;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vswitch_packet::{Sum, VirtioNetHdr};
 
 use super::core::Setup;
+use super::lent::Lent;
 use super::packed::PackedRing;
 use super::rx::{Filling, Receive, RxError, RxFeatures};
 use super::split::SplitRing;
@@ -126,6 +127,38 @@ impl TxRing {
     #[inline]
     pub fn complete(&mut self) -> bool {
         each!(Tx, &mut self.0, ring => ring.core.publish() > 0)
+    }
+
+    /// Takes up to `max` frames as a burst of its own, which must be [given back](Self::repay); says how many there were. More than one may
+    /// be out at once. [`take`](Self::take) and [`complete`](Self::complete) give those back, too, so all must have been
+    /// given back before.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take).
+    #[inline]
+    pub fn lend(&mut self, lent: &mut Lent, max: usize) -> Result<usize, RingError> {
+        match &mut self.0 {
+            Tx::Split(ring) => ring.lend(lent, max),
+            // Nothing was taken, and will not be.
+            Tx::Packed(_) => Ok(0),
+        }
+    }
+
+    /// Gives the frames of the burst that has been out longest back to the guest; false, and nothing is given back, if this
+    /// is not it.
+    #[inline]
+    pub fn repay(&mut self, lent: &mut Lent) -> bool {
+        match &mut self.0 {
+            Tx::Split(ring) => ring.repay(lent),
+            Tx::Packed(_) => false,
+        }
+    }
+
+    /// Whether its bursts can be [lent](Self::lend): those of split rings can.
+    #[must_use]
+    pub fn lends(&self) -> bool {
+        matches!(self.0, Tx::Split(_))
     }
 
     /// Calls the guest if it wants to hear of what was completed; true if it was called.

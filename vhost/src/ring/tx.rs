@@ -5,6 +5,7 @@
 //! asked for their first lines; a few more are, after every few frames. All others are walked as they come.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use vswitch_packet::VirtioNetHdr;
@@ -13,8 +14,10 @@ use super::ahead::{Ready, STEP};
 use super::chain::{Direction, Spans};
 use super::core::{Core, Setup};
 use super::layout::Layout;
+use super::lent::Lent;
+use super::split::SplitRing;
 use super::{ChainError, HEAD_LEN, MAX_BURST, MAX_CHAIN, MAX_FRAME, RingError};
-use crate::memory::{Piece, Pieces, Span, copy_short};
+use crate::memory::{LINE, Piece, Pieces, Span, copy_short, prefetch_write};
 
 /// Pieces that all frames of a burst may have together, and so also one alone.
 const MAX_PIECES: usize = 4_096;
@@ -92,10 +95,21 @@ impl TxScratch {
     }
 
     #[inline]
-    fn clear(&mut self, header_len: usize) {
+    pub(super) fn clear(&mut self, header_len: usize) {
         self.frames.clear();
         self.spans.truncate(0);
         self.header_len = header_len;
+    }
+
+    /// Asks the cache for what another thread has read, to be written.
+    #[inline]
+    fn prefetch_write(&self) {
+        for (frame, snapshot) in self.frames.iter().zip(self.snapshots.iter()) {
+            prefetch_write(std::ptr::from_ref(frame).cast());
+            let head = snapshot.head.as_ptr();
+            prefetch_write(head);
+            prefetch_write(head.wrapping_add(LINE));
+        }
     }
 
     /// Adds a chain of one piece: copies header and head out, and leaves the tail.
@@ -310,6 +324,14 @@ pub struct TxBurst<'r> {
 }
 
 impl<'r> TxBurst<'r> {
+    #[inline]
+    pub(super) fn of_lent(lent: &'r Lent) -> Self {
+        Self {
+            scratch: &lent.scratch,
+            _ring: PhantomData,
+        }
+    }
+
     /// Chains taken, malformed ones included.
     #[inline]
     #[must_use]
@@ -344,7 +366,8 @@ impl<'r> TxBurst<'r> {
             }
             State::Bad(error) => return Err(error),
         };
-        // SAFETY: the spans were resolved in the ring's memory, which the ring holds while the burst borrows it.
+        // SAFETY: the spans were resolved in the ring's memory, which the ring holds while the burst borrows it, or which
+        // the lent burst holds that this borrows.
         let pieces: &'r [Piece<'r>] = unsafe { Piece::from_spans(spans) };
         let head_len = usize::from(frame.head_len);
         Ok(TxFrame {
@@ -385,11 +408,20 @@ impl<L: Layout> Transmit<L> {
         scratch: &'r mut TxScratch,
         max: usize,
     ) -> Result<TxBurst<'r>, RingError> {
-        let core = &mut self.core;
-        core.check()?;
-        core.publish();
-        scratch.clear(core.header_len);
+        self.core.check()?;
+        self.core.publish();
+        self.collect(scratch, max)?;
+        Ok(TxBurst {
+            scratch,
+            _ring: PhantomData,
+        })
+    }
 
+    /// Takes the next frames and writes their used entries.
+    #[inline(always)]
+    fn collect(&mut self, scratch: &mut TxScratch, max: usize) -> Result<(), RingError> {
+        let core = &mut self.core;
+        scratch.clear(core.header_len);
         let max = max.min(MAX_BURST);
         if core.ahead.len() < 2 * max {
             core.look(2 * max)?;
@@ -416,10 +448,41 @@ impl<L: Layout> Transmit<L> {
             unsafe { scratch.gather(ready) };
         }
         core.ring.prefetch_used(core.next, MAX_BURST as u16);
-        Ok(TxBurst {
-            scratch,
-            _ring: PhantomData,
-        })
+        Ok(())
+    }
+}
+
+impl Transmit<SplitRing> {
+    /// See [`TxRing::lend`](super::TxRing::lend).
+    #[inline(never)]
+    pub(super) fn lend(&mut self, lent: &mut Lent, max: usize) -> Result<usize, RingError> {
+        lent.clear();
+        self.core.check()?;
+        if !self.core.has_work() {
+            return Ok(0);
+        }
+        let first = self.core.next;
+        // Before there are spans in it.
+        lent.memory = Some(Arc::clone(self.core.memory()));
+        self.collect(&mut lent.scratch, max)?;
+        lent.place = Some((first, self.core.next));
+        Ok(lent.scratch.frames.len())
+    }
+
+    /// See [`TxRing::repay`](super::TxRing::repay).
+    #[inline]
+    pub(super) fn repay(&mut self, lent: &mut Lent) -> bool {
+        // Of a split ring a position is a count of entries.
+        let oldest = lent
+            .place
+            .filter(|(first, _)| first.0 == self.core.published());
+        let Some((first, end)) = oldest else {
+            return false;
+        };
+        lent.scratch.prefetch_write();
+        lent.clear();
+        self.core.publish_some(end, end.0.wrapping_sub(first.0));
+        true
     }
 }
 

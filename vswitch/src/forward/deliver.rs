@@ -12,6 +12,7 @@ use super::fdb::CoarseSecond;
 use super::group::Groups;
 use super::learn::{LearnMailbox, Seen};
 use super::output::Outgoing;
+use super::share::{Handed, Parting};
 use super::snapshot::{Bridge, Output, Port, Snapshot};
 use super::steer::{self, Views};
 use super::ways::{Epoch, HeadKey, Ways};
@@ -109,6 +110,14 @@ impl Forwarder {
         frames: &F,
         decided: impl FnOnce(),
     ) {
+        self.decide_all(ctx, frames);
+        decided();
+        self.deliver_all(ctx, frames);
+    }
+
+    /// Decides about each frame, and files it.
+    #[inline(always)]
+    fn decide_all<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
         let Some(counters) = ctx.ingress.counters.get(self.worker) else {
             return;
         };
@@ -137,13 +146,56 @@ impl Forwarder {
         counters.received_bytes.add(bytes);
         counters.switched.add(switched);
         counters.copies.add(copies);
-        decided();
+    }
+
+    /// Has everything written that is filed.
+    #[inline(always)]
+    fn deliver_all<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
         while let Some((output, group)) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
                 let list = self.groups.list(output, group);
-                if let Some(position) = self.outgoing.deliver(ctx, port, queue, list, frames) {
+                if let Some(position) =
+                    self.outgoing
+                        .deliver(ctx.snapshot, port, queue, list, frames)
+                {
                     self.views.sent(port, list, position, ctx.micros);
                 }
+            }
+        }
+    }
+
+    /// The owner's half of a burst that is [shared](super::share): what is not handed over is delivered on return.
+    #[inline(never)]
+    pub(super) fn forward_share<F: Frames>(
+        &mut self,
+        ctx: Context<'_>,
+        frames: &F,
+        parting: &mut Parting,
+        handed: &mut Handed,
+    ) {
+        self.decide_all(ctx, frames);
+        parting.note(self.groups.held());
+        handed.begin(self.outgoing.offloads());
+        self.groups
+            .take_those(|o| parting.is_helped(o), |o, list| handed.put(o, list));
+        self.deliver_all(ctx, frames);
+    }
+
+    /// The helper's half.
+    #[inline(never)]
+    pub(super) fn forward_handed<F: Frames>(
+        &mut self,
+        snapshot: &Snapshot,
+        handed: &Handed,
+        frames: &F,
+    ) {
+        self.outgoing.begin();
+        for (i, offload) in handed.offloads() {
+            self.outgoing.leave(i, offload);
+        }
+        for (output, list) in handed.iter() {
+            if let Some((port, queue)) = snapshot.output(output) {
+                self.outgoing.deliver(snapshot, port, queue, list, frames);
             }
         }
     }

@@ -25,6 +25,7 @@ pub mod fdb;
 pub mod group;
 pub mod learn;
 pub mod output;
+pub mod share;
 pub mod snapshot;
 pub mod software;
 pub mod steer;

@@ -6,9 +6,9 @@ use vswitch_vhost::{Delivery, RxError, RxFeatures, RxRing, Sink};
 
 use super::BURST;
 use super::counters::{OutputDrop, PortCounters};
-use super::deliver::{Context, Frames};
+use super::deliver::Frames;
 use super::group::{Filed, List};
-use super::snapshot::{Output, Port};
+use super::snapshot::{Output, Port, Snapshot};
 use super::software::{Finisher, ToGuest};
 use crate::capture::{self, Direction, Taps};
 
@@ -57,12 +57,18 @@ impl Outgoing {
         self.offloads.get(i).copied().unwrap_or_default()
     }
 
+    /// Which frames leave anything to offloads, a bit each, and what those do.
+    #[inline]
+    pub fn offloads(&self) -> (u32, &[Offload; BURST]) {
+        (self.laden, &self.offloads)
+    }
+
     /// Writes one output's frames, under its lock, taken once. Of a guest with several queues the answer is the position
     /// behind the frames in their ring.
     #[inline(never)]
     pub fn deliver<F: Frames>(
         &mut self,
-        ctx: Context<'_>,
+        snapshot: &Snapshot,
         port: &Port,
         queue: u16,
         list: List<'_>,
@@ -71,7 +77,7 @@ impl Outgoing {
         let counters = port.counters.get(self.worker)?;
         let mut position = None;
         counters.offered.add(list.len() as u64);
-        let watched = ctx.snapshot.capture.as_ref();
+        let watched = snapshot.capture.as_ref();
         let mut outcomes = Outcomes::new();
         let mut tally = Tally::new(counters, watched.is_some().then_some(&mut outcomes));
         if !port.admin_up {
