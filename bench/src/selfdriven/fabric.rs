@@ -162,21 +162,29 @@ impl<'f> Worker<'f> {
         let snapshot = &self.fabric.snapshot;
         let context = self.context(port, second);
         context.map_or(0, |context| {
-            sharing.serve(ring, context, snapshot, &mut self.forwarder)
+            sharing.serve(
+                ring,
+                context,
+                snapshot,
+                &mut self.forwarder,
+                &mut self.scratch,
+            )
         })
     }
 
-    /// Writes its part of what another worker has taken; says how many frames that took.
+    /// Writes its part of what another worker has taken; false if nothing waits.
     #[inline(never)]
-    pub fn help(&mut self, share: &Share) -> usize {
+    pub fn help(&mut self, share: &Share) -> bool {
         share.help(&mut self.forwarder)
     }
 
     /// Waits for the helper, which must go on until then.
     pub fn drain(&mut self, port: usize, ring: &mut TxRing, sharing: &mut Sharing) {
-        if let Some(context) = self.context(port, 0) {
-            sharing.drain(ring, context, &self.forwarder);
-        }
+        let counters = self
+            .context(port, 0)
+            .map(|context| &context.ingress.counters);
+        let counters = counters.and_then(|all| all.get(self.forwarder.worker()));
+        sharing.drain(ring, counters.map(|c| &**c));
     }
 
     fn context(&self, port: usize, second: u32) -> Option<Context<'f>> {

@@ -380,7 +380,7 @@ impl Part<'_> {
         let mut taken = 0;
         for _ in 0..2 {
             if let Role::Helper(share) = &self.role {
-                taken += self.worker.help(share);
+                taken += usize::from(self.worker.help(share));
                 continue;
             }
             for node in self.nodes.iter_mut().filter(|n| n.port < self.senders) {

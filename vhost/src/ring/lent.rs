@@ -1,48 +1,253 @@
-//! Bursts that outlive the borrow of their ring.
+//! Frames that outlive the borrow of their ring.
 //!
-//! A [`TxBurst`] borrows ring and scratch, so one thread writes all of it before the next is taken. A [`Lent`] burst is
-//! taken with [`TxRing::lend`](super::TxRing::lend) and holds the guest's memory for itself: several can be on their way
-//! at once, and another thread may read them. The guest has its buffers back at [`TxRing::repay`](super::TxRing::repay),
-//! which wants the burst for itself, oldest first.
+//! A [`TxBurst`] borrows ring and scratch, so one thread writes all of it before the next is taken. One that was taken with
+//! [`TxRing::lend`](super::TxRing::lend) can in part be kept: a [`Lent`] holds copies of frames' heads, their tails' places
+//! and the guest's memory for itself, so that several can be on their way at once, and another thread can read them. The
+//! guest has the whole burst back at [`TxRing::repay`](super::TxRing::repay), which wants it for itself, oldest first.
+//!
+//! Lines that one processor writes and another reads are the cost of it, a few hundred cycles each where they are waited
+//! for. So most frames are two of them, and the scratch stays with the one who takes.
 //!
 //! Split rings only: used entries of a packed ring are its descriptors, whose first is written last, for a whole burst.
 
 use std::sync::Arc;
 
-use super::TxScratch;
+use vswitch_packet::VirtioNetHdr;
+
+use super::chain::Spans;
 use super::layout::Position;
-use super::tx::TxBurst;
-use crate::memory::GuestMemory;
+use super::tx::{Frame, MAX_PIECES, Snapshot, State};
+use super::{ChainError, MAX_BURST, PLAIN_HEAD_LEN, TxBurst, TxFrame};
+use crate::memory::{GuestMemory, Piece, Pieces, Span};
 
 /// See the module's page.
-#[derive(Debug, Default)]
 pub struct Lent {
-    pub(super) scratch: TxScratch,
-    /// What the frames' spans were resolved in.
-    pub(super) memory: Option<Arc<GuestMemory>>,
-    /// Where the ring stood before it and stands behind it, until it is given back.
-    pub(super) place: Option<(Position, Position)>,
+    /// Which frames are there, a bit each, and which of them are kept in full.
+    kept: u32,
+    full: u32,
+    /// What spans were resolved in.
+    memory: Option<Arc<GuestMemory>>,
+    /// Where the ring stood before the burst and stands behind it, until that is given back.
+    place: Option<(Position, Position)>,
+    plain: Box<[Plain; MAX_BURST]>,
+    /// Those that ask for an offload, or whose chain was not one piece.
+    frames: Box<[Frame; MAX_BURST]>,
+    snapshots: Box<[Snapshot; MAX_BURST]>,
+    spans: Spans,
+}
+
+/// A frame whose chain was one piece and that asks for no offload: two lines.
+#[derive(Clone, Copy)]
+#[repr(C, align(128))]
+struct Plain {
+    head: [u8; PLAIN_HEAD_LEN],
+    tail: Span,
+    header: [u8; VirtioNetHdr::LEN],
+    len: u32,
+}
+
+/// A burst just taken, parts of which can be kept.
+pub struct Lending<'r> {
+    pub(super) burst: TxBurst<'r>,
+    pub(super) lent: &'r mut Lent,
+}
+
+impl<'r> Lending<'r> {
+    /// All its frames.
+    #[inline]
+    #[must_use]
+    pub fn burst(&self) -> &TxBurst<'r> {
+        &self.burst
+    }
+
+    /// Keeps these frames, a bit each, under the numbers that they have in the burst. Malformed ones are not kept.
+    #[inline]
+    pub fn keep(&mut self, frames: u32) {
+        let scratch = self.burst.scratch;
+        let mut left = frames & !self.lent.kept;
+        while left != 0 {
+            let index = left.trailing_zeros() as usize;
+            left &= left - 1;
+            if let (Some(frame), Some(snapshot)) =
+                (scratch.frames.get(index), scratch.snapshots.get(index))
+            {
+                self.lent.keep(index, frame, snapshot, &scratch.spans);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Lending<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lending")
+            .field("frames", &self.burst.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Lent {
-    /// Room for one burst, as a [`TxScratch`] has it.
+    /// Room for a burst, about 90 KiB.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        let plain = Plain {
+            head: [0; PLAIN_HEAD_LEN],
+            tail: Span::EMPTY,
+            header: [0; VirtioNetHdr::LEN],
+            len: 0,
+        };
+        Self {
+            kept: 0,
+            full: 0,
+            memory: None,
+            place: None,
+            plain: Box::new([plain; MAX_BURST]),
+            frames: Box::new([Frame::new(Span::EMPTY, State::Simple); MAX_BURST]),
+            snapshots: Box::new([Snapshot::EMPTY; MAX_BURST]),
+            spans: Spans::new(MAX_PIECES),
+        }
     }
 
-    /// The frames; none before the first burst was lent, or after the last was given back.
+    /// Frame `index` of the burst, if it was kept; else there is none.
+    ///
+    /// # Errors
+    ///
+    /// It was not kept.
+    #[inline(always)]
+    pub fn frame(&self, index: usize) -> Result<TxFrame<'_>, ChainError> {
+        let at = index % MAX_BURST;
+        if index >= MAX_BURST || self.kept >> at & 1 == 0 {
+            return Err(ChainError::Empty);
+        }
+        if self.full >> at & 1 != 0 {
+            return self.full_frame(at);
+        }
+        let plain = &self.plain[at];
+        let len = plain.len as usize;
+        let head_len = len.min(PLAIN_HEAD_LEN);
+        // SAFETY: resolved in the memory that is held beside it for as long as it counts as kept.
+        let pieces = unsafe { Piece::from_spans(std::slice::from_ref(&plain.tail)) };
+        Ok(TxFrame {
+            header: VirtioNetHdr::from_bytes(&plain.header),
+            head: &plain.head[..head_len],
+            tail: Pieces::with_len(pieces, len - head_len),
+            len: plain.len,
+        })
+    }
+
+    #[inline(never)]
+    fn full_frame(&self, at: usize) -> Result<TxFrame<'_>, ChainError> {
+        let (frame, snapshot) = (&self.frames[at], &self.snapshots[at]);
+        let spans = match frame.state {
+            State::Simple => std::slice::from_ref(&frame.tail),
+            State::Gathered => {
+                &self.spans.as_slice()[usize::from(frame.first)..usize::from(frame.end)]
+            }
+            State::Bad(error) => return Err(error),
+        };
+        // SAFETY: as in `frame`.
+        let pieces = unsafe { Piece::from_spans(spans) };
+        let head_len = usize::from(frame.head_len);
+        Ok(TxFrame {
+            header: VirtioNetHdr::from_bytes(&snapshot.header),
+            head: &snapshot.head[..head_len],
+            tail: Pieces::with_len(pieces, frame.len as usize - head_len),
+            len: frame.len,
+        })
+    }
+
+    /// Frames that were kept.
     #[inline]
     #[must_use]
-    pub fn burst(&self) -> TxBurst<'_> {
-        TxBurst::of_lent(self)
+    pub fn len(&self) -> usize {
+        self.kept.count_ones() as usize
+    }
+
+    /// Whether none was.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kept == 0
+    }
+
+    #[inline]
+    pub(super) fn place(&self) -> Option<(Position, Position)> {
+        self.place
+    }
+
+    /// Of another burst, nothing of which is kept yet.
+    #[inline]
+    pub(super) fn begin(&mut self, memory: &Arc<GuestMemory>, place: (Position, Position)) {
+        (self.memory, self.place) = (Some(Arc::clone(memory)), Some(place));
     }
 
     /// Nothing is in it any more: neither frames nor a hold on memory.
     #[inline]
     pub(super) fn clear(&mut self) {
-        self.scratch.clear(0);
+        (self.kept, self.full) = (0, 0);
         (self.memory, self.place) = (None, None);
+        self.spans.truncate(0);
+    }
+
+    /// Keeps a frame that was resolved in the memory it holds.
+    #[inline(always)]
+    fn keep(&mut self, at: usize, frame: &Frame, snapshot: &Snapshot, spans: &Spans) {
+        let head_len = (frame.len as usize).min(PLAIN_HEAD_LEN);
+        if frame.state == State::Simple && usize::from(frame.head_len) == head_len {
+            if let (Some(plain), Some(head)) = (
+                self.plain.get_mut(at),
+                snapshot.head.first_chunk::<PLAIN_HEAD_LEN>(),
+            ) {
+                // Whole, whatever is behind a shorter head: a length that the compiler knows.
+                plain.head = *head;
+                (plain.tail, plain.len) = (frame.tail, frame.len);
+                plain.header = snapshot.header;
+                self.kept |= 1 << at;
+            }
+        } else {
+            self.keep_full(at, frame, snapshot, spans);
+        }
+    }
+
+    #[inline(never)]
+    fn keep_full(&mut self, at: usize, frame: &Frame, snapshot: &Snapshot, spans: &Spans) {
+        let (Some(to), Some(head)) = (self.frames.get_mut(at), self.snapshots.get_mut(at)) else {
+            return;
+        };
+        let first = self.spans.len();
+        match frame.state {
+            State::Simple => {}
+            State::Gathered => {
+                let run = usize::from(frame.first)..usize::from(frame.end);
+                let run = spans.as_slice().get(run).unwrap_or_default();
+                // As many fit as do in the scratch.
+                if !run.iter().all(|span| self.spans.push(*span)) {
+                    return;
+                }
+            }
+            State::Bad(_) => return,
+        }
+        *to = Frame {
+            first: first as u16,
+            end: self.spans.len() as u16,
+            ..*frame
+        };
+        *head = *snapshot;
+        self.kept |= 1 << at;
+        self.full |= 1 << at;
+    }
+}
+
+impl Default for Lent {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Lent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lent")
+            .field("kept", &self.kept)
+            .finish_non_exhaustive()
     }
 }
 
@@ -50,7 +255,7 @@ impl Lent {
 mod tests {
     use super::*;
     use crate::features::{RING_PACKED, VERSION_1, mask};
-    use crate::ring::{MAX_BURST, TxRing};
+    use crate::ring::{Base, TxRing, TxScratch};
     use crate::testing::{Guest, Queue, count, setup};
     use proptest::prelude::*;
 
@@ -90,10 +295,17 @@ mod tests {
         }
     }
 
+    /// Lends everything there is, up to so much; says how many frames.
+    fn lend(ring: &mut TxRing, lent: &mut Lent, max: usize) -> usize {
+        let mut scratch = TxScratch::new();
+        let mut lending = ring.lend(&mut scratch, lent, max).unwrap();
+        lending.keep(u32::MAX);
+        lending.burst().len()
+    }
+
     /// The numbers of the frames, whose every byte is looked at.
     fn numbers(lent: &Lent) -> Vec<u8> {
-        let frames = lent.burst();
-        let number = |frame: crate::TxFrame<'_>| {
+        let number = |frame: TxFrame<'_>| {
             let mut tail = vec![0; frame.tail.len()];
             assert_eq!(frame.tail.copy_to(0, &mut tail), tail.len());
             let first = frame.head[0];
@@ -101,7 +313,8 @@ mod tests {
             assert_eq!(u64::from(frame.len), LEN);
             first
         };
-        frames.iter().map(|frame| number(frame.unwrap())).collect()
+        let kept = (0..MAX_BURST + 1).filter_map(|index| lent.frame(index).ok());
+        kept.map(number).collect()
     }
 
     #[test]
@@ -113,9 +326,7 @@ mod tests {
         assert!(ring.lends());
         (0..70).for_each(|_| sender.send());
         let mut all = [Lent::new(), Lent::new(), Lent::new(), Lent::new()];
-        let counts = all
-            .each_mut()
-            .map(|lent| ring.lend(lent, MAX_BURST).unwrap());
+        let counts = all.each_mut().map(|lent| lend(&mut ring, lent, MAX_BURST));
         assert_eq!(counts, [32, 32, 6, 0]);
         assert_eq!(sender.queue.used_index(&sender.guest), 0);
         let [first, second, third, none] = &mut all;
@@ -123,14 +334,14 @@ mod tests {
         assert_eq!(numbers(second), (32..64).collect::<Vec<_>>());
         assert!(ring.repay(first));
         assert_eq!(sender.queue.used_index(&sender.guest), 32);
-        assert!(!ring.repay(first) && first.burst().is_empty());
+        assert!(!ring.repay(first) && first.is_empty());
         assert!(ring.signal().unwrap() && count(&call) == 1);
         assert!(ring.repay(second) && ring.repay(third));
         let back: Vec<_> = sender.queue.take_used(&sender.guest);
         assert_eq!(back, (0..70).map(|head| (head, 0)).collect::<Vec<_>>());
         // From here on the ring is as any.
         sender.send();
-        assert_eq!(ring.lend(first, MAX_BURST), Ok(1));
+        assert_eq!(lend(&mut ring, first, MAX_BURST), 1);
         assert!(ring.repay(first) && !ring.complete());
     }
 
@@ -139,7 +350,7 @@ mod tests {
         let mut sender = Sender::new(8);
         sender.send();
         let (mut ring, mut lent) = (sender.ring(), Lent::new());
-        assert_eq!(ring.lend(&mut lent, MAX_BURST), Ok(1));
+        assert_eq!(lend(&mut ring, &mut lent, MAX_BURST), 1);
         drop(ring);
         assert_eq!(numbers(&lent), [0]);
     }
@@ -151,10 +362,10 @@ mod tests {
         let setup = setup(&memory, &sender.queue, MODERN);
         let (mut ring, mut lent) = (TxRing::start(setup).unwrap(), Lent::new());
         let held = Arc::strong_count(&memory);
-        assert_eq!(ring.lend(&mut lent, MAX_BURST), Ok(0));
+        assert_eq!(lend(&mut ring, &mut lent, MAX_BURST), 0);
         assert_eq!(Arc::strong_count(&memory), held);
         sender.send();
-        assert_eq!(ring.lend(&mut lent, MAX_BURST), Ok(1));
+        assert_eq!(lend(&mut ring, &mut lent, MAX_BURST), 1);
         assert_eq!(Arc::strong_count(&memory), held + 1);
         assert!(ring.repay(&mut lent));
         assert_eq!(Arc::strong_count(&memory), held);
@@ -162,17 +373,17 @@ mod tests {
 
     #[test]
     fn packed_rings_lend_nothing() {
-        let mut sender = Sender::new(8);
-        let setup = setup(
-            &sender.guest.memory(&[]),
-            &sender.queue,
-            MODERN | mask(RING_PACKED),
-        );
+        let Sender { guest, queue, .. } = Sender::new(8);
+        let mut setup = setup(&guest.memory(&[]), &queue, MODERN | mask(RING_PACKED));
+        setup.base = Base::Claimed(0x8000_8000);
         let (mut ring, mut lent) = (TxRing::start(setup).unwrap(), Lent::new());
-        sender.send();
+        // A descriptor's last two fields are its id and its flags (virtio 1.2, section 2.8.13); AVAIL is bit 7.
+        queue.descriptor(&guest, 0, BUFFERS, LEN as u32, 5, 1 << 7);
         assert!(!ring.lends());
-        assert_eq!(ring.lend(&mut lent, MAX_BURST), Ok(0));
-        assert!(lent.burst().is_empty() && !ring.repay(&mut lent));
+        assert_eq!(lend(&mut ring, &mut lent, MAX_BURST), 0);
+        assert!(lent.is_empty() && !ring.repay(&mut lent));
+        let mut scratch = TxScratch::new();
+        assert_eq!(ring.take(&mut scratch, MAX_BURST).unwrap().len(), 1);
     }
 
     #[test]
@@ -180,7 +391,7 @@ mod tests {
         let mut sender = Sender::new(64);
         (0..32).for_each(|_| sender.send());
         let (mut ring, mut lent) = (sender.ring(), Lent::new());
-        assert_eq!(ring.lend(&mut lent, MAX_BURST), Ok(32));
+        assert_eq!(lend(&mut ring, &mut lent, MAX_BURST), 32);
         let lent = &lent;
         std::thread::scope(|scope| {
             let read = [scope.spawn(|| numbers(lent)), scope.spawn(|| numbers(lent))];
@@ -204,14 +415,14 @@ mod tests {
                     0 if sender.sent - back < 16 => sender.send(),
                     1 if lent_at - repaid_at < 4 => {
                         let lent = &mut pool[lent_at % 4];
-                        if ring.lend(lent, 3).unwrap() > 0 {
+                        if lend(&mut ring, lent, 3) > 0 {
                             seen.extend(numbers(lent));
                             lent_at += 1;
                         }
                     }
                     2 if repaid_at < lent_at => {
                         let lent = &mut pool[repaid_at % 4];
-                        back += lent.burst().len() as u16;
+                        back += lent.len() as u16;
                         prop_assert!(ring.repay(lent));
                         repaid_at += 1;
                     }

@@ -20,7 +20,7 @@
 //! | `ahead` | chains resolved, and their lines asked for, before they are needed |
 //! | `core` | what both directions share: where the ring stands, calls and kicks, a ring that broke |
 //! | `tx`, `rx` | the two directions |
-//! | `lent` | transmit bursts that several threads read, several at once |
+//! | `lent` | transmitted frames that another thread writes on, several bursts at once |
 //! | `queue` | the two directions, over whichever layout was negotiated |
 //! | `standalone` | rings that no session stands behind, for benches |
 //!
@@ -61,7 +61,7 @@ mod tx;
 
 use std::fmt;
 
-pub use self::lent::Lent;
+pub use self::lent::{Lending, Lent};
 pub use self::queue::{Delivery, RxBurst, RxRing, Sink, TxRing};
 pub use self::rx::{MAX_CHAINS, RxError, RxFeatures};
 pub use self::split::PartError;

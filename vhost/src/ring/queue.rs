@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vswitch_packet::{Sum, VirtioNetHdr};
 
 use super::core::Setup;
-use super::lent::Lent;
+use super::lent::{Lending, Lent};
 use super::packed::PackedRing;
 use super::rx::{Filling, Receive, RxError, RxFeatures};
 use super::split::SplitRing;
@@ -129,19 +129,23 @@ impl TxRing {
         each!(Tx, &mut self.0, ring => ring.core.publish() > 0)
     }
 
-    /// Takes up to `max` frames as a burst of its own, which must be [given back](Self::repay); says how many there were. More than one may
-    /// be out at once. [`take`](Self::take) and [`complete`](Self::complete) give those back, too, so all must have been
-    /// given back before.
+    /// Takes up to `max` frames as [`take`](Self::take) does, but completes nothing. What `lent` is made to keep of them
+    /// outlives the burst; the burst goes back with [`repay`](Self::repay), unless it is empty. More than one may be out at
+    /// once. `take` and [`complete`](Self::complete) give those back, too, so all must have been given back before.
     ///
     /// # Errors
     ///
-    /// As [`take`](Self::take).
+    /// As `take`; nothing was lent.
     #[inline]
-    pub fn lend(&mut self, lent: &mut Lent, max: usize) -> Result<usize, RingError> {
+    pub fn lend<'r>(
+        &'r mut self,
+        scratch: &'r mut TxScratch,
+        lent: &'r mut Lent,
+        max: usize,
+    ) -> Result<Lending<'r>, RingError> {
         match &mut self.0 {
-            Tx::Split(ring) => ring.lend(lent, max),
-            // Nothing was taken, and will not be.
-            Tx::Packed(_) => Ok(0),
+            Tx::Split(ring) => ring.lend(scratch, lent, max),
+            Tx::Packed(ring) => ring.lend_none(scratch, lent),
         }
     }
 

@@ -5,7 +5,6 @@
 //! asked for their first lines; a few more are, after every few frames. All others are walked as they come.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use vswitch_packet::VirtioNetHdr;
@@ -14,13 +13,14 @@ use super::ahead::{Ready, STEP};
 use super::chain::{Direction, Spans};
 use super::core::{Core, Setup};
 use super::layout::Layout;
-use super::lent::Lent;
+use super::lent::{Lending, Lent};
+use super::packed::PackedRing;
 use super::split::SplitRing;
 use super::{ChainError, HEAD_LEN, MAX_BURST, MAX_CHAIN, MAX_FRAME, RingError};
-use crate::memory::{LINE, Piece, Pieces, Span, copy_short, prefetch_write};
+use crate::memory::{Piece, Pieces, Span, copy_short};
 
 /// Pieces that all frames of a burst may have together, and so also one alone.
-const MAX_PIECES: usize = 4_096;
+pub(super) const MAX_PIECES: usize = 4_096;
 
 /// So much of a head is enough if the frame asks for no offload: Ethernet, tags, the longest IPv4 header or IPv6 with an
 /// extension, and ports.
@@ -29,9 +29,9 @@ pub const PLAIN_HEAD_LEN: usize = 96;
 /// A worker's room for one burst: the snapshots of header and head, and the pieces of the tails. Nothing is allocated
 /// after it is made.
 pub struct TxScratch {
-    spans: Spans,
-    frames: ArrayVec<Frame, MAX_BURST>,
-    snapshots: Box<[Snapshot; MAX_BURST]>,
+    pub(super) spans: Spans,
+    pub(super) frames: ArrayVec<Frame, MAX_BURST>,
+    pub(super) snapshots: Box<[Snapshot; MAX_BURST]>,
     header_len: usize,
 }
 
@@ -39,10 +39,10 @@ pub struct TxScratch {
 /// that needs parts of two stores waits until both have reached the cache, and all older ones before them.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Snapshot {
-    head: [u8; HEAD_LEN],
+pub(super) struct Snapshot {
+    pub(super) head: [u8; HEAD_LEN],
     /// 12 bytes, or 10 and two of zero.
-    header: [u8; VirtioNetHdr::LEN],
+    pub(super) header: [u8; VirtioNetHdr::LEN],
 }
 
 /// A number that lies anywhere.
@@ -51,7 +51,7 @@ struct Snapshot {
 struct Word<T>(T);
 
 impl Snapshot {
-    const EMPTY: Self = Self {
+    pub(super) const EMPTY: Self = Self {
         header: [0; VirtioNetHdr::LEN],
         head: [0; HEAD_LEN],
     };
@@ -59,21 +59,21 @@ impl Snapshot {
 
 /// A taken frame: where its tail is, and how much of it is in the snapshot.
 #[derive(Clone, Copy)]
-struct Frame {
+pub(super) struct Frame {
     /// If the chain was one piece: what is behind the head.
-    tail: Span,
+    pub(super) tail: Span,
     /// Bytes of the frame.
-    len: u32,
-    head_len: u16,
+    pub(super) len: u32,
+    pub(super) head_len: u16,
     /// Its spans in the list, at most [`MAX_PIECES`], if the chain was of any other kind.
-    first: u16,
-    end: u16,
-    state: State,
+    pub(super) first: u16,
+    pub(super) end: u16,
+    pub(super) state: State,
 }
 
 /// What became of its chain.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// One piece.
     Simple,
     /// A run of the list of spans.
@@ -95,21 +95,10 @@ impl TxScratch {
     }
 
     #[inline]
-    pub(super) fn clear(&mut self, header_len: usize) {
+    fn clear(&mut self, header_len: usize) {
         self.frames.clear();
         self.spans.truncate(0);
         self.header_len = header_len;
-    }
-
-    /// Asks the cache for what another thread has read, to be written.
-    #[inline]
-    fn prefetch_write(&self) {
-        for (frame, snapshot) in self.frames.iter().zip(self.snapshots.iter()) {
-            prefetch_write(std::ptr::from_ref(frame).cast());
-            let head = snapshot.head.as_ptr();
-            prefetch_write(head);
-            prefetch_write(head.wrapping_add(LINE));
-        }
     }
 
     /// Adds a chain of one piece: copies header and head out, and leaves the tail.
@@ -177,7 +166,7 @@ impl TxScratch {
 
 impl Frame {
     #[inline(always)]
-    fn new(tail: Span, state: State) -> Self {
+    pub(super) fn new(tail: Span, state: State) -> Self {
         Self {
             tail,
             len: 0,
@@ -319,19 +308,11 @@ pub struct TxFrame<'r> {
 /// Frames taken together. They are the guest's again at [`complete`](super::TxRing::complete), which cannot be called
 /// before this is gone.
 pub struct TxBurst<'r> {
-    scratch: &'r TxScratch,
+    pub(super) scratch: &'r TxScratch,
     _ring: PhantomData<&'r mut ()>,
 }
 
 impl<'r> TxBurst<'r> {
-    #[inline]
-    pub(super) fn of_lent(lent: &'r Lent) -> Self {
-        Self {
-            scratch: &lent.scratch,
-            _ring: PhantomData,
-        }
-    }
-
     /// Chains taken, malformed ones included.
     #[inline]
     #[must_use]
@@ -366,8 +347,7 @@ impl<'r> TxBurst<'r> {
             }
             State::Bad(error) => return Err(error),
         };
-        // SAFETY: the spans were resolved in the ring's memory, which the ring holds while the burst borrows it, or which
-        // the lent burst holds that this borrows.
+        // SAFETY: the spans were resolved in the ring's memory, which the ring holds while the burst borrows it.
         let pieces: &'r [Piece<'r>] = unsafe { Piece::from_spans(spans) };
         let head_len = usize::from(frame.head_len);
         Ok(TxFrame {
@@ -452,21 +432,45 @@ impl<L: Layout> Transmit<L> {
     }
 }
 
+impl Transmit<PackedRing> {
+    /// Takes nothing.
+    pub(super) fn lend_none<'r>(
+        &'r mut self,
+        scratch: &'r mut TxScratch,
+        lent: &'r mut Lent,
+    ) -> Result<Lending<'r>, RingError> {
+        lent.clear();
+        self.core.check()?;
+        scratch.clear(self.core.header_len);
+        let burst = TxBurst {
+            scratch,
+            _ring: PhantomData,
+        };
+        Ok(Lending { burst, lent })
+    }
+}
+
 impl Transmit<SplitRing> {
     /// See [`TxRing::lend`](super::TxRing::lend).
     #[inline(never)]
-    pub(super) fn lend(&mut self, lent: &mut Lent, max: usize) -> Result<usize, RingError> {
+    pub(super) fn lend<'r>(
+        &'r mut self,
+        scratch: &'r mut TxScratch,
+        lent: &'r mut Lent,
+        max: usize,
+    ) -> Result<Lending<'r>, RingError> {
         lent.clear();
         self.core.check()?;
-        if !self.core.has_work() {
-            return Ok(0);
-        }
         let first = self.core.next;
-        // Before there are spans in it.
-        lent.memory = Some(Arc::clone(self.core.memory()));
-        self.collect(&mut lent.scratch, max)?;
-        lent.place = Some((first, self.core.next));
-        Ok(lent.scratch.frames.len())
+        self.collect(scratch, max)?;
+        if self.core.next != first {
+            lent.begin(self.core.memory(), (first, self.core.next));
+        }
+        let burst = TxBurst {
+            scratch,
+            _ring: PhantomData,
+        };
+        Ok(Lending { burst, lent })
     }
 
     /// See [`TxRing::repay`](super::TxRing::repay).
@@ -474,12 +478,11 @@ impl Transmit<SplitRing> {
     pub(super) fn repay(&mut self, lent: &mut Lent) -> bool {
         // Of a split ring a position is a count of entries.
         let oldest = lent
-            .place
+            .place()
             .filter(|(first, _)| first.0 == self.core.published());
         let Some((first, end)) = oldest else {
             return false;
         };
-        lent.scratch.prefetch_write();
         lent.clear();
         self.core.publish_some(end, end.0.wrapping_sub(first.0));
         true

@@ -89,7 +89,10 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
     for queue in &status.queues {
         table.row([
             format!("{}/{}", queue.port, queue.queue),
-            queue.worker.to_string(),
+            match queue.helper {
+                Some(helper) => format!("{} + {helper}", queue.worker),
+                None => queue.worker.to_string(),
+            },
             if queue.pinned {
                 "pinned".into()
             } else {
@@ -128,6 +131,8 @@ fn decision(made: &SteerDecision) -> String {
         SteerAction::Shrink => format!("worker {worker} rests"),
         SteerAction::Crowded => "all workers are in use".into(),
         SteerAction::Filling => format!("{queue} fills its worker"),
+        SteerAction::Share => format!("{queue} is shared with worker {worker}"),
+        SteerAction::Alone => format!("{queue} is its worker's alone"),
         SteerAction::Pin => format!("{queue} stays on worker {worker}"),
         SteerAction::Release => format!("{queue} may move again"),
         SteerAction::Nothing => "nothing moves".into(),
@@ -241,6 +246,7 @@ mod tests {
                     port: "nic".into(),
                     queue: 0,
                     worker: 3,
+                    helper: None,
                     pinned: true,
                     busy_ns: 1_500_000_000,
                     frames: 12_000_000,
@@ -249,6 +255,7 @@ mod tests {
                     port: "vm1".into(),
                     queue: 0,
                     worker: 0,
+                    helper: Some(3),
                     pinned: false,
                     busy_ns: 0,
                     frames: 0,
@@ -275,6 +282,8 @@ mod tests {
             made(7_100_000, SteerAction::Move, vm1(), Some(0), Some(1)),
             made(5_500, SteerAction::Crowded, None, None, None),
             made(5_400, SteerAction::Filling, vm1(), None, None),
+            made(5_300, SteerAction::Share, vm1(), None, Some(1)),
+            made(900, SteerAction::Alone, vm1(), None, None),
             made(800, SteerAction::Pin, vm1(), None, Some(1)),
             made(90, SteerAction::Release, vm1(), None, None),
             made(8, SteerAction::Shrink, None, None, Some(1)),

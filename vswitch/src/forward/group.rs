@@ -92,6 +92,12 @@ impl Kept {
         }
     }
 
+    /// Its frames, a bit each.
+    #[inline]
+    pub fn frames(&self) -> u32 {
+        self.group.frames
+    }
+
     /// Its frames.
     #[inline]
     pub fn list(&self) -> List<'_> {

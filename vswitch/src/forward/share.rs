@@ -24,9 +24,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use vswitch_packet::Offload;
-use vswitch_vhost::{Lent, TxRing};
+use vswitch_vhost::{Lent, TxFrame, TxRing, TxScratch};
 
-use super::deliver::Context;
+use super::counters::{InputDrop, PortCounters};
+use super::deliver::{Context, Frames};
 use super::group::{Kept, List};
 use super::snapshot::{Output, OutputIndex, Snapshot};
 use super::{BURST, Forwarder};
@@ -49,6 +50,8 @@ pub struct Share {
     given: Line<AtomicU32>,
     /// Bursts that the helper has written its part of.
     done: Line<AtomicU32>,
+    /// Outputs that the helper has.
+    helped: Line<AtomicU32>,
 }
 
 /// Alone in two cache lines, which processors fetch together.
@@ -61,6 +64,16 @@ struct Slot {
     lent: Lent,
     snapshot: Option<Arc<Snapshot>>,
     handed: Handed,
+}
+
+impl Frames for Lent {
+    fn len(&self) -> usize {
+        Lent::len(self)
+    }
+    #[inline(always)]
+    fn get(&self, i: usize) -> Result<TxFrame<'_>, InputDrop> {
+        Ok(self.frame(i)?)
+    }
 }
 
 /// The helper's part of a burst.
@@ -114,6 +127,13 @@ impl Handed {
         groups.map(|(output, kept)| (*output, kept.list()))
     }
 
+    /// The frames of all groups, a bit each.
+    #[inline]
+    fn frames(&self) -> u32 {
+        let groups = self.groups.iter().take(self.len);
+        groups.fold(0, |all, (_, kept)| all | kept.frames())
+    }
+
     /// What frames leave to offloads, of those that leave anything.
     #[inline]
     pub(super) fn offloads(&self) -> impl Iterator<Item = (usize, Offload)> {
@@ -138,30 +158,33 @@ impl Share {
             slots: std::array::from_fn(|_| Mutex::new(slot())),
             given: Line::default(),
             done: Line::default(),
+            helped: Line::default(),
         }
+    }
+
+    /// How many outputs the helper has.
+    pub fn helped(&self) -> u32 {
+        self.helped.0.load(Ordering::Relaxed)
     }
 
     fn slot(&self, burst: u32) -> &Mutex<Slot> {
         &self.slots[burst as usize % BURSTS]
     }
 
-    /// The helper's turn: writes its part of the oldest burst that waits. Says how many frames the burst had; 0 if none waits.
-    /// One thread at a time.
+    /// The helper's turn: writes its part of the oldest burst that waits; false if none does. One thread at a time.
     #[inline]
-    pub fn help(&self, forwarder: &mut Forwarder) -> usize {
+    pub fn help(&self, forwarder: &mut Forwarder) -> bool {
         let done = self.done.0.load(Ordering::Relaxed);
         if self.given.0.load(Ordering::Acquire) == done {
-            return 0;
+            return false;
         }
         let slot = self.slot(done).lock();
-        let burst = slot.lent.burst();
         if let Some(snapshot) = &slot.snapshot {
-            forwarder.forward_handed(snapshot, &slot.handed, &burst);
+            forwarder.forward_handed(snapshot, &slot.handed, &slot.lent);
         }
-        let len = burst.len();
         drop(slot);
         self.done.0.store(done.wrapping_add(1), Ordering::Release);
-        len
+        true
     }
 }
 
@@ -205,8 +228,10 @@ impl Sharing {
         ctx: Context<'_>,
         snapshot: &Arc<Snapshot>,
         forwarder: &mut Forwarder,
+        scratch: &mut TxScratch,
     ) -> usize {
-        self.settle(ring, ctx, forwarder);
+        let counters = ctx.ingress.counters.get(forwarder.worker());
+        self.settle(ring, counters.map(|c| &**c));
         let out = self.given.wrapping_sub(self.settled);
         let same = self
             .snapshot
@@ -222,21 +247,24 @@ impl Sharing {
             return 0;
         }
         let mut slot = self.share.slot(self.given).lock();
-        let taken = ring.lend(&mut slot.lent, BURST).unwrap_or(0);
-        if taken == 0 {
-            return 0;
-        }
         let Slot { lent, handed, .. } = &mut *slot;
-        forwarder.forward_share(ctx, &lent.burst(), &mut self.parting, handed);
+        let mut lending = match ring.lend(scratch, lent, BURST) {
+            Ok(lending) if !lending.burst().is_empty() => lending,
+            // A ring that contradicts itself has told its session, which will take it away.
+            Ok(_) | Err(_) => return 0,
+        };
+        let taken = lending.burst().len();
+        forwarder.forward_share(ctx, lending.burst(), &mut self.parting, handed);
+        lending.keep(handed.frames());
         drop(slot);
         self.given = self.given.wrapping_add(1);
         self.share.given.0.store(self.given, Ordering::Release);
         taken
     }
 
-    /// Gives the guest back what both are done with; calls it if it wants that.
+    /// Gives the guest back what both are done with; calls it if it wants that, and counts the call.
     #[inline]
-    fn settle(&mut self, ring: &mut TxRing, ctx: Context<'_>, forwarder: &Forwarder) {
+    fn settle(&mut self, ring: &mut TxRing, counters: Option<&PortCounters>) {
         let done = self.share.done.0.load(Ordering::Acquire);
         if self.settled == done {
             return;
@@ -246,18 +274,28 @@ impl Sharing {
             self.settled = self.settled.wrapping_add(1);
         }
         if ring.signal().unwrap_or(false)
-            && let Some(counters) = ctx.ingress.counters.get(forwarder.worker())
+            && let Some(counters) = counters
         {
             counters.tx_calls.add(1);
         }
     }
 
+    /// Whether the helper has something of it.
+    #[inline]
+    pub fn is_out(&self) -> bool {
+        self.settled != self.given
+    }
+
     /// Waits for the helper, and gives everything back: the ring is as if nothing had been lent. The helper must be running,
     /// and not be waiting for this worker.
-    pub fn drain(&mut self, ring: &mut TxRing, ctx: Context<'_>, forwarder: &Forwarder) {
-        while self.settled != self.given {
+    pub fn drain(&mut self, ring: &mut TxRing, counters: Option<&PortCounters>) {
+        while self.is_out() {
             std::hint::spin_loop();
-            self.settle(ring, ctx, forwarder);
+            self.settle(ring, counters);
+        }
+        // What it was numbered in may go.
+        for slot in &self.share.slots {
+            slot.lock().snapshot = None;
         }
     }
 
@@ -275,11 +313,9 @@ impl Sharing {
         } else {
             self.parting.balance();
         }
-    }
-
-    /// How many outputs the helper has.
-    pub fn helped(&self) -> usize {
-        self.parting.outputs.iter().filter(|o| o.helped).count()
+        let helped = self.parting.outputs.iter().filter(|part| part.helped);
+        let helped = helped.count() as u32;
+        self.share.helped.0.store(helped, Ordering::Relaxed);
     }
 }
 

@@ -9,6 +9,9 @@
 //! A turn polls every owned queue for one burst and forwards it ([`turn`](Worker::turn)). When turns stay empty the
 //! worker spins for a while ([`idle`]), then asks every ring for a kick, looks again, and sleeps in epoll.
 //!
+//! A queue that is hotter than its worker's core can be [shared](crate::forward::share): another worker writes part of what
+//! its owner takes. Who helps has no helper, and is not helped with.
+//!
 //! - [`registry`]: which workers there are and who owns which queue; workers come, go and change while frames pass
 //! - [`vitals`]: what workers tell about themselves; a busy one looks at its queues once per [`LOOK`]
 //! - [`steward`]: moves queues between workers, and decides how many of them are in use; woken through a [`bell`]
@@ -40,6 +43,7 @@ use vswitch_vhost::TxScratch;
 use crate::daemon::SessionId;
 use crate::forward::fdb::CoarseSecond;
 use crate::forward::learn::LearnMailbox;
+use crate::forward::share::Share;
 use crate::forward::{Forwarder, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
 use bell::{Bell, Ears};
@@ -67,6 +71,12 @@ enum Letter {
     Attach(QueueKey, Input, Arc<QueueVitals>),
     /// Give the queue back.
     Detach(QueueKey, mpsc::SyncSender<Option<Input>>),
+    /// Have a helper for this queue from now on; whether that was possible.
+    Share(QueueKey, Arc<Share>, mpsc::SyncSender<bool>),
+    /// Do without it.
+    Alone(QueueKey, mpsc::SyncSender<bool>),
+    /// Help with this from now on, or with nothing.
+    Help(Option<Arc<Share>>),
     /// Run on this core from now on.
     Pin(u32),
     /// Do this when idle from now on.
@@ -120,6 +130,8 @@ struct Worker {
     forwarder: Forwarder,
     scratch: TxScratch,
     queues: Queues,
+    /// Another's queue that it helps with.
+    helping: Option<Arc<Share>>,
     idle: Idle,
     mail: Arc<Mailbox<Letter>>,
     vitals: Arc<Vitals>,
@@ -155,6 +167,7 @@ impl Worker {
             forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
             scratch: TxScratch::new(),
             queues: Queues::new(Poller::new(mail)?),
+            helping: None,
             idle: Idle::new(busy_poll),
             mail: Arc::clone(mail),
             vitals: Arc::clone(vitals),
@@ -194,6 +207,10 @@ impl Worker {
             self.account(worked, before, clock);
             // Without queues there is nothing to poll for, whatever it does when idle.
             let parked = self.queues.is_empty();
+            if self.helping.is_some() {
+                // Who is helped could not wake it in time. The steward ends it when the queue is hot no more.
+                continue;
+            }
             if (parked || self.idle.should_sleep(worked, clock)) && self.sleep() {
                 let woken = Instant::now();
                 self.queues.refresh(woken);
@@ -204,10 +221,17 @@ impl Worker {
     }
 
     /// One burst from every queue. True if there was anything to do; `clock` then moves on to the turn's end.
-    fn turn(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
+    fn turn(&mut self, snapshot: &Arc<Snapshot>, clock: &mut Instant) -> bool {
         let now = CoarseSecond(self.shared.clock.load(Ordering::Relaxed));
         let (forwarder, scratch) = (&mut self.forwarder, &mut self.scratch);
-        self.queues.poll(snapshot, now, forwarder, scratch, clock)
+        let mut worked = self.queues.poll(snapshot, now, forwarder, scratch, clock);
+        if let Some(share) = &self.helping
+            && share.help(forwarder)
+        {
+            *clock = Instant::now();
+            worked = true;
+        }
+        worked
     }
 
     /// Sleeps until something happens; false if something had happened already.
@@ -224,11 +248,23 @@ impl Worker {
     }
 
     fn read_mail(&mut self) -> bool {
-        for letter in self.mail.drain() {
+        let mail = Arc::clone(&self.mail);
+        for letter in mail.drain() {
             match letter {
                 Letter::Attach(key, input, vitals) => self.queues.attach(key, input, vitals),
                 // Nobody waits for the answer any more only if the asker died; the queue then goes with it.
-                Letter::Detach(key, reply) => drop(reply.send(self.queues.detach(key))),
+                Letter::Detach(key, reply) => {
+                    self.alone(key);
+                    drop(reply.send(self.queues.detach(key)));
+                }
+                Letter::Share(key, share, reply) => {
+                    let _ = reply.send(self.queues.share(key, share));
+                }
+                Letter::Alone(key, reply) => {
+                    self.alone(key);
+                    let _ = reply.send(true);
+                }
+                Letter::Help(share) => self.helping = share,
                 Letter::Pin(core) => {
                     self.core = core;
                     self.pin();
@@ -237,8 +273,15 @@ impl Worker {
                 Letter::Stop => return false,
             }
         }
-        self.vitals.parked(self.queues.is_empty());
+        let parked = self.queues.is_empty() && self.helping.is_none();
+        self.vitals.parked(parked);
         true
+    }
+
+    fn alone(&mut self, key: QueueKey) {
+        let snapshot = self.shared.snapshot.load();
+        let worker = self.forwarder.worker();
+        self.queues.alone(key, &snapshot, worker);
     }
 
     #[inline]

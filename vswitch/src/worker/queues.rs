@@ -11,6 +11,7 @@ use super::vitals::QueueVitals;
 use crate::forward::counters::InputDrop;
 use crate::forward::deliver::{Context, Frames};
 use crate::forward::fdb::CoarseSecond;
+use crate::forward::share::{Share, Sharing};
 use crate::forward::{BURST, Forwarder, PortRef, Snapshot};
 
 /// Names a queue: the port and its number there.
@@ -126,6 +127,8 @@ pub fn serve(
 /// See the module's page.
 pub(super) struct Queues {
     guests: Vec<Owned<TxRing>>,
+    /// The one of them that another worker helps with.
+    shared: Option<(QueueKey, Sharing)>,
     #[cfg(feature = "dpdk")]
     nics: Vec<Owned<crate::nic::NicInput>>,
     poller: Poller,
@@ -136,6 +139,7 @@ impl Queues {
     pub(super) fn new(poller: Poller) -> Self {
         Queues {
             guests: Vec::new(),
+            shared: None,
             #[cfg(feature = "dpdk")]
             nics: Vec::new(),
             poller,
@@ -160,7 +164,30 @@ impl Queues {
         }
     }
 
-    /// Gives a queue up. All that was taken from it has been delivered and given back.
+    /// Has a helper for a queue from now on, until that is [alone](Self::alone) again or leaves. False if it cannot be
+    /// helped with, or another is.
+    pub(super) fn share(&mut self, key: QueueKey, share: Arc<Share>) -> bool {
+        let mut guests = self.guests.iter();
+        let fits = guests.any(|q| q.key == key && q.queue.lends()) && self.shared.is_none();
+        if fits {
+            self.shared = Some((key, Sharing::new(share)));
+        }
+        fits
+    }
+
+    /// Does without the helper, if it is for this queue: waits until that has done its part, and gives everything back.
+    pub(super) fn alone(&mut self, key: QueueKey, snapshot: &Snapshot, worker: usize) {
+        let Some((_, mut sharing)) = self.shared.take_if(|(of, _)| *of == key) else {
+            return;
+        };
+        if let Some(queue) = self.guests.iter_mut().find(|q| q.key == key) {
+            let port = snapshot.live(key.port);
+            let counters = port.and_then(|port| port.counters.get(worker));
+            sharing.drain(&mut queue.queue, counters.map(|c| &**c));
+        }
+    }
+
+    /// Gives a queue up, which is [alone](Self::alone). All that was taken from it has been delivered and given back.
     pub(super) fn detach(&mut self, key: QueueKey) -> Option<Input> {
         if let Some(at) = self.guests.iter().position(|q| q.key == key) {
             let Owned { queue, timed, .. } = self.guests.swap_remove(at);
@@ -192,7 +219,7 @@ impl Queues {
     /// One burst from every queue. True if there was anything; then `clock`, the time at the start, is that at the end.
     pub(super) fn poll(
         &mut self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         now: CoarseSecond,
         forwarder: &mut Forwarder,
         scratch: &mut TxScratch,
@@ -214,7 +241,18 @@ impl Queues {
                 pair: Some(queue.key.queue),
                 discard,
             };
-            let frames = serve(ring, context, forwarder, scratch, &mut ());
+            let frames = match &mut self.shared {
+                Some((key, sharing)) if *key == queue.key => {
+                    let frames = sharing.serve(ring, context, snapshot, forwarder, scratch);
+                    if frames == 0 && sharing.is_out() {
+                        // Not seen empty, and not to sleep on.
+                        worked = true;
+                        continue;
+                    }
+                    frames
+                }
+                _ => serve(ring, context, forwarder, scratch, &mut ()),
+            };
             worked |= queue.polled(frames, clock);
         }
         #[cfg(feature = "dpdk")]

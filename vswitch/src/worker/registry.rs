@@ -14,6 +14,10 @@
 //! several queues is waited for likewise, [`GUEST_SETTLE`] at most: workers know for themselves on which of them a flow is.
 //! Meanwhile the queue waits, unpolled: nothing is lost, nothing is reordered.
 //!
+//! **Sharing.** A queue's owner can have a helper ([`Workers::share`]). While that begins or ends the queue counts as in
+//! transit. The helper helps before the owner gives it anything and until after the owner has everything back; so the owner,
+//! which waits for it when the queue is fetched, never waits for one that sleeps, has ended, or waits for a helper itself.
+//!
 //! **Numbers.** A worker keeps its number for life; a new one takes the lowest that is free. Counters are kept by number,
 //! and those of a worker that has left stay, so totals never fall.
 
@@ -30,6 +34,7 @@ use vswitch_vhost::TxRing;
 
 use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker};
+use crate::forward::share::Share;
 use crate::mailbox::Mailbox;
 
 /// How long a move waits for a NIC to send what the last owner gave it.
@@ -70,6 +75,8 @@ pub struct QueueSeen {
     pub key: QueueKey,
     /// Its owner; while it moves, its last one.
     pub owner: usize,
+    /// Who helps its owner with it, and how many outputs that has.
+    pub helper: Option<(usize, u32)>,
     /// It is to stay there: the operator said so.
     pub pinned: bool,
     /// What its owners tell about it.
@@ -132,6 +139,8 @@ struct Place {
     owner: usize,
     /// Where it goes, while it is in nobody's hands.
     transit: Option<usize>,
+    /// Who helps its owner with it. Known to the helper before the owner and until after it.
+    helper: Option<(usize, Arc<Share>)>,
     pinned: bool,
     vitals: Arc<QueueVitals>,
 }
@@ -163,6 +172,10 @@ impl Place {
     /// The worker that has it or is about to.
     fn at(&self) -> usize {
         self.transit.unwrap_or(self.owner)
+    }
+
+    fn helped_by(&self, worker: usize) -> bool {
+        self.helper.as_ref().is_some_and(|(by, _)| *by == worker)
     }
 }
 
@@ -203,6 +216,7 @@ impl Workers {
             Place {
                 owner: worker,
                 transit: Some(worker),
+                helper: None,
                 pinned: false,
                 vitals: Arc::clone(&vitals),
             },
@@ -287,6 +301,103 @@ impl Workers {
         Ok(true)
     }
 
+    /// Has a worker help with a queue; true if it does from now on. It cannot if it is the queue's owner, if one of the two
+    /// helps or is helped already, if the queue is on its way, or if it is of a kind that cannot be shared.
+    pub fn share(&self, key: QueueKey, helper: usize) -> bool {
+        let mut table = self.table.lock();
+        let Some(helps) = table.here(helper).map(|entry| Arc::clone(&entry.mail)) else {
+            return false;
+        };
+        let place = table.queues.get(&key);
+        let Some(owner) = place.filter(|p| p.transit.is_none()).map(|p| p.owner) else {
+            return false;
+        };
+        // Nobody waits for one who waits: a helper has no helper.
+        let engaged = |worker| {
+            let mut shared = table.queues.values().filter(|p| p.helper.is_some());
+            shared.any(|p| p.owner == worker || p.helped_by(worker))
+        };
+        if owner == helper || engaged(owner) || engaged(helper) {
+            return false;
+        }
+        let Some(owns) = table.here(owner).map(|entry| Arc::clone(&entry.mail)) else {
+            return false;
+        };
+        let share = Arc::<Share>::default();
+        if let Some(place) = table.queues.get_mut(&key) {
+            // As if on its way to where it is: nobody moves it, and neither of the two ends before it is done.
+            place.transit = Some(owner);
+            place.helper = Some((helper, Arc::clone(&share)));
+        }
+        drop(table);
+        send(&helps, Letter::Help(Some(Arc::clone(&share))));
+        let (reply, answer) = mpsc::sync_channel(1);
+        send(&owns, Letter::Share(key, share, reply));
+        drop(owns);
+        let is_shared = answer.recv().unwrap_or(false);
+        if !is_shared {
+            send(&helps, Letter::Help(None));
+            if let Some(place) = self.table.lock().queues.get_mut(&key) {
+                place.helper = None;
+            }
+        }
+        self.settled(key, owner);
+        is_shared
+    }
+
+    /// Has a queue served by its owner alone; true if it was not. When this returns the guest has back what was out.
+    pub fn unshare(&self, key: QueueKey) -> bool {
+        let mut table = self.table.lock();
+        let owner = loop {
+            match table.queues.get_mut(&key) {
+                Some(Place { helper: None, .. }) | None => return false,
+                Some(place) if place.transit.is_none() => {
+                    place.transit = Some(place.owner);
+                    break place.owner;
+                }
+                Some(_) => self.arrived.wait(&mut table),
+            }
+        };
+        let mail = |worker: usize| Some(Arc::clone(&table.workers.get(worker)?.as_ref()?.mail));
+        let owns = mail(owner);
+        drop(table);
+        if let Some(owns) = owns {
+            let (reply, answer) = mpsc::sync_channel(1);
+            send(&owns, Letter::Alone(key, reply));
+            drop(owns);
+            let _ = answer.recv();
+        }
+        self.release_helper(key);
+        self.settled(key, owner);
+        true
+    }
+
+    /// Queues in whose sharing a worker has a part end it.
+    fn part(&self, worker: usize) {
+        loop {
+            let table = self.table.lock();
+            let mut shared = table.queues.iter().filter(|(_, p)| p.helper.is_some());
+            let own = shared.find(|(_, p)| p.owner == worker || p.helped_by(worker));
+            let Some((&key, _)) = own else {
+                return;
+            };
+            drop(table);
+            self.unshare(key);
+        }
+    }
+
+    /// The owner is done with its helper, if it had one.
+    fn release_helper(&self, key: QueueKey) {
+        let mut table = self.table.lock();
+        let helper = table.queues.get_mut(&key).and_then(|p| p.helper.take());
+        let entry = helper.and_then(|(helper, _)| table.workers.get(helper)?.as_ref());
+        let mail = entry.map(|entry| Arc::clone(&entry.mail));
+        drop(table);
+        if let Some(mail) = mail {
+            send(&mail, Letter::Help(None));
+        }
+    }
+
     /// Keeps a worker out of use, or puts it to use. It keeps its queues either way.
     pub fn rest(&self, worker: usize, resting: bool) {
         self.table.lock().set_resting(worker, resting);
@@ -333,10 +444,22 @@ impl Workers {
         let queues = table.queues.iter().map(|(key, place)| QueueSeen {
             key: *key,
             owner: place.owner,
+            helper: place
+                .helper
+                .as_ref()
+                .map(|(by, share)| (*by, share.helped())),
             pinned: place.pinned,
             vitals: Arc::clone(&place.vitals),
         });
         queues.collect()
+    }
+
+    /// Frames and bytes that a port has received at a worker.
+    pub fn received(&self, key: QueueKey, worker: usize) -> (u64, u64) {
+        let snapshot = self.shared.snapshot.load();
+        let port = snapshot.live(key.port);
+        let counters = port.and_then(|port| port.counters.get(worker));
+        counters.map_or((0, 0), |c| (c.received.get(), c.received_bytes.get()))
     }
 
     /// How many numbers are in use or were: what is kept by worker has so many places.
@@ -358,7 +481,9 @@ impl Workers {
         send(&mail, Letter::Detach(key, reply));
         // A letter that is never read ends with its box, and so does this wait.
         drop(mail);
-        answer.recv().ok().flatten()
+        let input = answer.recv().ok().flatten();
+        self.release_helper(key);
+        input
     }
 
     /// A queue has arrived.
@@ -573,6 +698,13 @@ impl Workers {
 
     /// Ends a worker and waits for it. Queues that it still has end with it.
     fn dismiss(&self, index: usize) {
+        let mut table = self.table.lock();
+        if let Some(entry) = table.workers.get_mut(index).and_then(Option::as_mut) {
+            // No helper and no owner from now on.
+            entry.standing = Standing::Leaving;
+        }
+        drop(table);
+        self.part(index);
         let mut table = self.table.lock();
         let Some(entry) = table.workers.get_mut(index).and_then(Option::take) else {
             return;

@@ -84,6 +84,9 @@ pub struct SteeredQueue {
     pub queue: u16,
     /// The worker that takes frames from it.
     pub worker: u16,
+    /// The worker that helps it, because the queue is more than one can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper: Option<u16>,
     /// It stays there, because `steer.set` said so.
     pub pinned: bool,
     /// Nanoseconds that workers spent on its frames.
@@ -147,6 +150,10 @@ pub enum SteerAction {
     Crowded,
     /// A queue fills its worker by itself.
     Filling,
+    /// A worker helps another with a queue.
+    Share,
+    /// A queue is its owner's alone again.
+    Alone,
     /// The operator said where a queue stays.
     Pin,
     /// The operator left a queue to the switch again.

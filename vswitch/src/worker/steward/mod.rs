@@ -13,6 +13,9 @@
 //! A worker that is not in use *rests*: it owns no queue and sleeps without a timer. A queue that the operator has pinned
 //! is no item for the balancer; its load is taken off its worker's capacity.
 //!
+//! A queue that fills its worker by itself cannot be moved to any avail. It is given a helper where that pays, and loses it
+//! where it does not any longer: [`sharing`].
+//!
 //! # Limits
 //!
 //! 64 workers and 4096 queues are balanced; queues beyond stay where they are. A worker that rests again soon after it
@@ -34,8 +37,10 @@ use super::bell::Ears;
 use super::node;
 use super::registry::{MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Shared};
+use sharing::{Room, Sharing, Wish};
 use trace::{Decision, Trace, What};
 
+mod sharing;
 pub mod trace;
 
 /// Workers that are looked at.
@@ -102,6 +107,11 @@ impl Steward {
     pub fn configure(&self, duties: Duties) {
         let mut brain = self.brain.lock();
         brain.duties = duties;
+        if !duties.rebalance {
+            for queue in self.workers.queues() {
+                self.workers.unshare(queue.key);
+            }
+        }
         if !duties.scales() {
             for worker in self.workers.list() {
                 self.workers.rest(worker.index, false);
@@ -235,6 +245,7 @@ struct Brain {
     /// When balancing last looked, and what it saw.
     balanced: Instant,
     queues: BTreeMap<QueueKey, Known>,
+    sharing: Sharing,
     /// When scaling last looked, and how long each worker had been busy by then.
     scaled: Instant,
     busy: [u64; WORKERS],
@@ -248,6 +259,9 @@ struct Brain {
 struct Known {
     item: u16,
     busy_ns: u64,
+    /// Who owned it then, and what its port had received there.
+    owner: usize,
+    received: (u64, u64),
 }
 
 impl Brain {
@@ -261,6 +275,7 @@ impl Brain {
             started: now,
             balanced: now,
             queues: BTreeMap::new(),
+            sharing: Sharing::default(),
             scaled: now,
             busy: [0; WORKERS],
             calm: CALM_MIN,
@@ -271,11 +286,11 @@ impl Brain {
 
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
-        self.remember(now, &workers.queues());
+        self.remember(now, &workers.queues(), workers);
         self.remember_busy(now, &workers.list());
     }
 
-    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) {
+    fn remember(&mut self, now: Instant, queues: &[QueueSeen], workers: &Workers) {
         let mut known = BTreeMap::new();
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
@@ -295,8 +310,13 @@ impl Brain {
             if let Some(taken) = taken.get_mut(usize::from(item)) {
                 *taken = true;
             }
-            let busy_ns = queue.vitals.busy_ns();
-            known.insert(queue.key, Known { item, busy_ns });
+            let of_queue = Known {
+                item,
+                busy_ns: queue.vitals.busy_ns(),
+                owner: queue.owner,
+                received: workers.received(queue.key, queue.owner),
+            };
+            known.insert(queue.key, of_queue);
         }
         (self.queues, self.balanced) = (known, now);
     }
@@ -351,7 +371,9 @@ impl Brain {
         let in_use = list.iter().filter(|w| !w.resting).count();
         // Workers that may still be spared are watched until they are.
         let spare = self.duties.scales() && in_use > 1;
-        if busy < QUIET && !spare {
+        // So is a helper, which does not sleep.
+        let helped = workers.queues().iter().any(|queue| queue.helper.is_some());
+        if busy < QUIET && !spare && !helped {
             return Next::QUIET;
         }
         let within = self.balancer.period().min(if spare {
@@ -403,7 +425,11 @@ impl Brain {
                 let Some(park) = list.get(usize::from(park.0)).map(|w| w.index) else {
                     return false;
                 };
-                let pinned = workers.queues().iter().any(|q| q.owner == park && q.pinned);
+                // Who helps is in use, whatever its own queues do.
+                let stays = |q: &QueueSeen| {
+                    q.owner == park && q.pinned || q.helper.is_some_and(|(h, _)| h == park)
+                };
+                let pinned = workers.queues().iter().any(stays);
                 let in_use = list.iter().filter(|w| !w.resting).count();
                 let calm = self
                     .grown
@@ -456,7 +482,7 @@ impl Brain {
         let (list, queues) = (workers.list(), workers.queues());
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
         let before = self.queues.clone();
-        self.remember(now, &queues);
+        self.remember(now, &queues, workers);
         let mut rooms = rooms(&list, elapsed.max(1));
         // Numbers without a queue, and pinned queues, are where they need not go away from.
         let taker = rooms.iter().position(|room| room.takes).unwrap_or(0);
@@ -498,7 +524,63 @@ impl Brain {
         }
         let plan = self.balancer.plan(&items, &rooms);
         carry_out(&plan, &names, workers, &mut self.trace);
-        plan.outcome
+        let outcome = plan.outcome;
+        if self.duties.rebalance && plan.moves.is_empty() {
+            self.share(now, (&list, &queues), &before, elapsed, workers);
+        }
+        outcome
+    }
+
+    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do.
+    fn share(
+        &mut self,
+        now: Instant,
+        (list, queues): (&[Seen], &[QueueSeen]),
+        before: &BTreeMap<QueueKey, Known>,
+        elapsed: u64,
+        workers: &Workers,
+    ) {
+        let share = |ns: u64| ns as f64 / elapsed.max(1) as f64;
+        let look = |queue: &QueueSeen| {
+            let old = before.get(&queue.key).filter(|k| k.owner == queue.owner)?;
+            let new = self.queues.get(&queue.key)?;
+            Some(sharing::Queue {
+                key: queue.key,
+                owner: queue.owner,
+                helper: queue.helper,
+                load: share(new.busy_ns.saturating_sub(old.busy_ns)),
+                frames: new.received.0.saturating_sub(old.received.0),
+                bytes: new.received.1.saturating_sub(old.received.1),
+            })
+        };
+        let looks: Vec<_> = queues.iter().filter_map(look).collect();
+        let room = |worker: &Seen| {
+            let pulse = worker.vitals.read();
+            let own = looks.iter().filter(|queue| queue.owner == worker.index);
+            Room {
+                worker: worker.index,
+                load: own.map(|queue| queue.load).sum(),
+                standing: pulse.standing > 0 && !pulse.asleep,
+                node: node::of_core(worker.wanted.core),
+            }
+        };
+        let rooms: Vec<_> = list.iter().map(room).collect();
+        let at = now.duration_since(self.started);
+        let wall = SystemTime::now();
+        let noted = match self.sharing.look(at, &looks, &rooms) {
+            None => return,
+            Some(Wish::Share(queue, helper)) => workers.share(queue, helper).then(|| {
+                workers.rest(helper, false);
+                let why = "the queue fills its worker by itself, and its frames are large";
+                (What::Share(queue, helper), why)
+            }),
+            Some(Wish::Alone(queue, why)) => {
+                workers.unshare(queue).then_some((What::Alone(queue), why))
+            }
+        };
+        if let Some((what, why)) = noted {
+            self.trace.note(wall, what, why);
+        }
     }
 }
 
@@ -548,8 +630,7 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
         if let Some(queue) = named(filling.item) {
             let load = filling.load * 100.0;
             let worker = filling.worker.0;
-            let reason =
-                format!("it alone takes {load:.0} % of worker {worker} and cannot be split");
+            let reason = format!("it alone takes {load:.0} % of worker {worker}");
             trace.note(SystemTime::now(), What::Filling(queue), reason);
         }
     }
