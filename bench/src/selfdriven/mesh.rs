@@ -191,7 +191,9 @@ impl Mesh {
     ) -> Result<Shares> {
         let each = GUESTS.div_ceil(cpus.len().clamp(1, WORKERS));
         let told = AtomicU8::new(WARM);
-        let share = (hot == Hot::Shared && cpus.len() > 1).then(Arc::<Share>::default);
+        // A worker shares one ring, and elsewhere it has several.
+        let is_shared = self.talk == Talk::Hot && hot == Hot::Shared && cpus.len() > 1;
+        let share = is_shared.then(Arc::<Share>::default);
         let is_drained = AtomicBool::new(share.is_none());
         let (fabric, clock, began) = (&self.fabric, &self.clock, self.began);
         let senders = self.talk.senders();
