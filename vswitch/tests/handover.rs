@@ -3,7 +3,12 @@
 //!
 //! `VSWITCH_FRAMES=100000000` makes the proof as long as that.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what fails here fails the test"
+)]
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
