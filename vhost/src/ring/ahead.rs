@@ -4,10 +4,14 @@
 //! the memory has answered when their turn comes. They stay on offer all the while: nothing is given back from here, and
 //! to forget them costs no more than resolving them again.
 
+use super::MAX_BURST;
 use crate::memory::Span;
 
 /// Chains kept at most: those of the burst at hand and of the next.
-pub(super) const DEPTH: usize = 64;
+pub(super) const DEPTH: usize = 2 * MAX_BURST;
+
+/// Bursts after which a ring belongs to the worker that wrote all of them.
+const TURNS: u8 = 16;
 
 /// Chains resolved at a time. A processor has room for some tens of lines on their way and may forget what is asked for
 /// beyond that, so asking goes in small steps between which earlier frames are dealt with.
@@ -22,11 +26,23 @@ pub(super) struct Ready {
 }
 
 /// A queue of them, in ring order.
+///
+/// Several workers may fill one receive ring by turns. What one resolves beyond its own burst is lost on the next: the lines
+/// that it asked for are with the wrong processor, and so is this list. So then each resolves only what it needs itself,
+/// and keeps that in slots of its own.
 pub(super) struct Ahead {
-    slots: Box<[Ready; DEPTH]>,
-    first: usize,
-    len: usize,
+    slots: Box<Slots>,
+    first: u16,
+    len: u16,
+    /// Who used it last.
+    by: u16,
+    /// Bursts until it is that one's alone.
+    turns: u8,
 }
+
+/// Aligned, so that the two halves share no line.
+#[repr(align(64))]
+struct Slots([Ready; DEPTH]);
 
 impl Ahead {
     pub(super) fn new() -> Self {
@@ -35,21 +51,39 @@ impl Ahead {
             id: 0,
         };
         Self {
-            slots: Box::new([none; DEPTH]),
+            slots: Box::new(Slots([none; DEPTH])),
             first: 0,
             len: 0,
+            by: 0,
+            turns: 0,
         }
+    }
+
+    /// From now on it is this worker's; says how far beyond its burst that one should look.
+    #[inline]
+    pub(super) fn turn(&mut self, by: u16) -> usize {
+        if self.by != by {
+            (self.by, self.turns) = (by, TURNS);
+        }
+        if self.turns == 0 {
+            return MAX_BURST;
+        }
+        self.turns -= 1;
+        if self.len == 0 {
+            self.first = by % 2 * MAX_BURST as u16;
+        }
+        0
     }
 
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.len.into()
     }
 
     /// The one `ahead` of the first.
     #[inline(always)]
     pub(super) fn get(&self, ahead: usize) -> Option<Ready> {
-        (ahead < self.len).then(|| self.slots[(self.first + ahead) % DEPTH])
+        (ahead < self.len()).then(|| self.slots.0[(usize::from(self.first) + ahead) % DEPTH])
     }
 
     /// Writes the one `ahead` of the first; false if there is no room. It counts after [`set_len`](Self::set_len).
@@ -57,7 +91,7 @@ impl Ahead {
     pub(super) fn push_at(&mut self, ahead: usize, ready: Ready) -> bool {
         let room = ahead < DEPTH;
         if room {
-            self.slots[(self.first + ahead) % DEPTH] = ready;
+            self.slots.0[(usize::from(self.first) + ahead) % DEPTH] = ready;
         }
         room
     }
@@ -65,18 +99,39 @@ impl Ahead {
     /// So many are there now.
     #[inline]
     pub(super) fn set_len(&mut self, len: usize) {
-        self.len = len.min(DEPTH);
+        self.len = len.min(DEPTH) as u16;
     }
 
     /// Takes the first `count` away, or all.
     #[inline]
     pub(super) fn skip(&mut self, count: usize) {
-        let count = count.min(self.len);
-        self.first = (self.first + count) % DEPTH;
+        let count = count.min(self.len()) as u16;
+        self.first = (self.first + count) % DEPTH as u16;
         self.len -= count;
     }
 
     pub(super) fn clear(&mut self) {
         self.len = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_it_alone_looks_a_burst_further() {
+        let mut ahead = Ahead::new();
+        for _ in 0..3 {
+            assert_eq!(ahead.turn(0), MAX_BURST, "from the first on");
+        }
+        for _ in 0..TURNS {
+            assert_eq!((ahead.turn(1), ahead.first), (0, MAX_BURST as u16));
+        }
+        assert_eq!(ahead.turn(1), MAX_BURST);
+        assert_eq!((ahead.turn(0), ahead.first), (0, 0));
+        ahead.set_len(2);
+        ahead.skip(1);
+        assert_eq!((ahead.turn(1), ahead.first), (0, 1), "what is left stays");
     }
 }

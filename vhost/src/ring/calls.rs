@@ -55,10 +55,10 @@ pub struct CallReport {
     pub adaptive: Option<(u32, u32)>,
 }
 
-/// See the module's page.
+/// See the module's page. What each burst changes comes first.
+#[repr(C)]
 pub(super) struct Calls {
     moderator: Moderator,
-    settings: Settings,
     /// Entries published since the moderator was told, saturating.
     untold: u16,
     /// What the guest asked for when it was called last, if it was asked.
@@ -68,6 +68,7 @@ pub(super) struct Calls {
     event_age: u16,
     bursts: u64,
     frames: u64,
+    settings: Settings,
     counters: Counters,
 }
 

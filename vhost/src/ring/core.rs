@@ -62,24 +62,28 @@ pub(crate) struct Setup {
 }
 
 /// A started ring of either direction.
+///
+/// In this order: what each burst changes is in few lines, one after the other, and nothing else is. Workers that fill one
+/// ring by turns fetch them from each other.
+#[repr(C, align(64))]
 pub(super) struct Core<L> {
     pub(super) ring: L,
-    direction: Direction,
     /// Next chain to give back; those below it are written to the used ring.
     pub(super) next: Position,
-    /// Chains from `next` on that are resolved already.
-    pub(super) ahead: Ahead,
-    window: Window,
-    memory: Arc<GuestMemory>,
-    pub(super) header_len: usize,
-    indirect: bool,
     /// Entries given back, running freely, and as many as were published.
     given: u16,
     published: u16,
-    calls: Calls,
-    broken: Option<RingError>,
+    indirect: bool,
+    direction: Direction,
+    /// Chains from `next` on that are resolved already.
+    pub(super) ahead: Ahead,
+    window: Window,
     /// [`poison_epoch`] when the memory was last known to be whole.
     epoch: u32,
+    calls: Calls,
+    memory: Arc<GuestMemory>,
+    pub(super) header_len: usize,
+    broken: Option<RingError>,
     call: Option<Arc<OwnedFd>>,
     kick: Option<Arc<OwnedFd>>,
     addresses: RingAddresses,

@@ -211,8 +211,8 @@ impl RxRing {
     #[inline]
     pub fn begin(&mut self, expected: usize) -> Result<RxBurst<'_>, RingError> {
         let burst = match &mut self.0 {
-            Rx::Split(ring) => Burst::Split(ring.begin(expected)?),
-            Rx::Packed(ring) => Burst::Packed(ring.begin(expected)?),
+            Rx::Split(ring) => Burst::Split(ring.begin(0, expected)?),
+            Rx::Packed(ring) => Burst::Packed(ring.begin(0, expected)?),
         };
         Ok(RxBurst(burst))
     }
@@ -220,13 +220,20 @@ impl RxRing {
     /// Delivers a burst of about `expected` frames and shows the guest all of it. What [`begin`](Self::begin) and
     /// [`finish`](RxBurst::finish) do, with the layout settled for the burst rather than for each frame.
     ///
+    /// `by` says which worker that is. A ring that has several is prepared for each one's burst alone.
+    ///
     /// # Errors
     ///
     /// As [`begin`](Self::begin); nothing was delivered.
     #[inline]
-    pub fn fill(&mut self, expected: usize, delivery: impl Delivery) -> Result<(), RingError> {
+    pub fn fill(
+        &mut self,
+        by: u16,
+        expected: usize,
+        delivery: impl Delivery,
+    ) -> Result<(), RingError> {
         each!(Rx, &mut self.0, ring => {
-            let mut sink = ring.begin(expected)?;
+            let mut sink = ring.begin(by, expected)?;
             delivery.run(&mut sink);
             sink.finish();
         });

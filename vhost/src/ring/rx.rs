@@ -101,16 +101,22 @@ impl<L: Layout> Receive<L> {
 
     /// See [`RxRing::begin`](super::RxRing::begin).
     #[inline]
-    pub(super) fn begin(&mut self, expected: usize) -> Result<Filling<'_, L>, RingError> {
+    pub(super) fn begin(&mut self, by: u16, expected: usize) -> Result<Filling<'_, L>, RingError> {
         let core = &mut self.core;
         core.check()?;
-        let expected = expected.clamp(1, MAX_BURST) + MAX_BURST;
-        if core.ahead.len() < expected {
-            core.look(expected)?;
+        let expected = expected.clamp(1, MAX_BURST);
+        let reach = core.ahead.turn(by);
+        if reach == 0 {
+            core.ring.prefetch_used(core.next, expected as u16);
+        }
+        let limit = expected + reach;
+        if core.ahead.len() < limit {
+            core.look(limit)?;
         }
         core.look_ahead(STEP, fetch);
         Ok(Filling {
             ring: self,
+            limit: if reach == 0 { limit } else { usize::MAX },
             taken: 0,
             effort: Effort::default(),
         })
@@ -231,6 +237,8 @@ impl<L> std::fmt::Debug for Receive<L> {
 /// Frames delivered together.
 pub(super) struct Filling<'r, L: Layout> {
     ring: &'r mut Receive<L>,
+    /// How many buffers to resolve ahead at most.
+    limit: usize,
     /// Buffers used of those resolved ahead. Kept here, and so in a register, until something else has to know.
     taken: usize,
     effort: Effort,
@@ -287,7 +295,7 @@ impl<L: Layout> Sink for Filling<'_, L> {
     fn put_plain(&mut self, head: &[u8], tail: Pieces<'_>) -> Result<(), RxError> {
         let core = &mut self.ring.core;
         if self.taken.is_multiple_of(STEP) {
-            core.look_ahead(self.taken + MAX_BURST, fetch);
+            core.look_ahead(self.limit.min(self.taken + MAX_BURST), fetch);
         }
         let header_len = core.header_len;
         let needed = header_len + head.len() + tail.len();
@@ -379,7 +387,7 @@ impl<L: Layout> Filling<'_, L> {
         self.pass();
         let core = &mut self.ring.core;
         let count = core.publish();
-        if count > 0 {
+        if count > 0 && self.limit == usize::MAX {
             core.ring.prefetch_used(core.next, MAX_BURST as u16);
         }
         count
@@ -561,3 +569,5 @@ mod summed;
 mod consumed;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod turns;

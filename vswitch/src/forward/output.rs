@@ -184,6 +184,7 @@ impl Outgoing {
         tally: &mut Tally<'_>,
     ) -> Action {
         let (packets, bytes) = (tally.packets, tally.bytes);
+        let by = self.worker as u16;
         let fill = FillGuest {
             outgoing: self,
             list,
@@ -191,7 +192,7 @@ impl Outgoing {
             tally,
             accepts: news.accepts,
         };
-        if ring.fill(list.len(), fill).is_err() {
+        if ring.fill(by, list.len(), fill).is_err() {
             tally.all(list, OutputDrop::RingBroken);
             return Action::Nothing;
         }
