@@ -27,7 +27,7 @@ use crate::forward::vlan::VlanRule;
 use crate::forward::{BridgeIndex, PortIndex, PortRef};
 use crate::mailbox::Mailbox;
 use crate::worker::bell::Bell;
-use crate::worker::registry::Wanted;
+use crate::worker::registry::{MoveError, Wanted};
 use crate::worker::{BusyPoll, Input, QueueKey, Shared, Workers};
 
 const FLOWS: u16 = 64;
@@ -202,6 +202,26 @@ impl World {
         }
     }
 
+    /// While a queue is held for flows from another one neither goes to the other worker, which would know nothing of it.
+    fn check_what_is_held_stays(&self) {
+        let moves = || {
+            [0_u16, 1].map(|queue| {
+                let key = QueueKey { port: at(0), queue };
+                self.workers.move_queue(key, usize::from(1 - queue))
+            })
+        };
+        let write = || {
+            assert_eq!(moves(), [Err(MoveError::InTransit); 2]);
+            true
+        };
+        self.workers.redirect(at(0), &[0], 1, write).unwrap();
+        assert_eq!(moves(), [Ok(true); 2], "it is over");
+        for queue in 0..2_u16 {
+            let key = QueueKey { port: at(0), queue };
+            assert_eq!(self.workers.move_queue(key, queue.into()), Ok(true));
+        }
+    }
+
     /// A few frames of a flow to the device, and what has arrived from the sink.
     fn turn(&mut self, flow: u16) {
         let mut burst = MbufBurst::new();
@@ -315,6 +335,7 @@ impl Drop for World {
 #[test]
 fn flows_keep_their_order_while_buckets_move() {
     let mut world = World::new();
+    world.check_what_is_held_stays();
     let redirect = |workers: &Workers, reta: &Reta, bucket: u16, from: u16| {
         let to = 1 - from;
         let write = || reta.set(&[bucket], to);
