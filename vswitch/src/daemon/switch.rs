@@ -308,7 +308,9 @@ impl Switch {
             }
             #[cfg(feature = "dpdk")]
             PortKind::Dpdk(dpdk) => {
-                let workers = self.workers.places();
+                let now = self.workers.places();
+                let most = most_workers(&self.environment).max(now);
+                let workers = crate::nic::Staff { now, most };
                 crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu, workers)
                     .map(Attachment::Nic)
                     .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
@@ -589,6 +591,14 @@ impl Switch {
         self.steward.stop();
         self.workers.stop();
     }
+}
+
+/// As many workers as a configuration can ask for here: each has a core of its own.
+#[cfg(feature = "dpdk")]
+fn most_workers(environment: &Environment) -> usize {
+    let limit = config::limits::WORKERS;
+    let cores = environment.allowed_cores.as_ref();
+    cores.map_or(limit, |cores| cores.len().min(limit))
 }
 
 /// What only one port can have: its socket or its device.

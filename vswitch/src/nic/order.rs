@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use vswitch_api::config;
 use vswitch_dpdk::{
-    Device, DeviceArg, MbufBurst, Mempool, PortConfig, PortError, RxQueue, StartedPort, Stock,
-    TxQueue,
+    Demand, Device, DeviceArg, MbufBurst, Mempool, PortConfig, PortError, RxQueue, StartedPort,
+    Stock, TxQueue,
 };
 use vswitch_packet::Accepts;
 
@@ -140,7 +140,17 @@ impl World {
         let settings = config::Dpdk::default();
         let eal = dpdk::start(&argument, &settings).unwrap();
         dpdk::adopt_thread();
-        let pool = PoolUse::take(eal, 2048, (2, 2), DESCRIPTORS, 2).unwrap();
+        let pool = PoolUse::take(
+            eal,
+            2048,
+            Demand {
+                rx_queues: 2,
+                tx_queues: 2,
+                descriptors: DESCRIPTORS,
+                threads: 3,
+            },
+        )
+        .unwrap();
         let source = open("net_ring20", (2, 2), pool.pool(), eal);
         let mut sink = open("net_ring21", (1, 1), pool.pool(), eal);
         let caps = sink.port.capabilities().tx;
