@@ -24,7 +24,8 @@ use crate::forward::{MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
 use crate::worker::bell::Bell;
 use crate::worker::registry::Wanted;
-use crate::worker::steward::{Duties, Steward};
+use crate::worker::steward::trace::Decision;
+use crate::worker::steward::{Duties, Order, Steward};
 use crate::worker::vitals::{Pulse, Vitals};
 use crate::worker::{BusyPoll, Report, Shared, Workers};
 
@@ -570,16 +571,22 @@ impl Switch {
         waiting
     }
 
-    /// Takes up news from sessions.
-    pub fn reports(&mut self) {
+    /// Takes up news from sessions; returns what the steward has done, for those who asked for it.
+    pub fn reports(&mut self) -> Vec<(Order, Vec<Decision>)> {
         let shared = Arc::clone(&self.shared);
+        let mut done = Vec::new();
         for report in shared.reports.drain() {
-            let Report::SessionEnded(at, id, how) = report;
-            let port = self.port_in(at.index).filter(|p| p.at == at);
-            if let Some(guest) = port.and_then(Port::guest_mut) {
-                guest.session_ended(id, &how);
+            match report {
+                Report::SessionEnded(at, id, how) => {
+                    let port = self.port_in(at.index).filter(|p| p.at == at);
+                    if let Some(guest) = port.and_then(Port::guest_mut) {
+                        guest.session_ended(id, &how);
+                    }
+                }
+                Report::Rebalanced(order, made) => done.push((order, made)),
             }
         }
+        done
     }
 
     /// Ends every session, then the workers. Guests see their link go down.

@@ -88,11 +88,13 @@ enum Letter {
     Stop,
 }
 
-/// What sessions report to the main thread.
+/// What sessions and the steward report to the main thread.
 #[derive(Debug)]
 pub enum Report {
     /// A guest's session has ended, and why.
     SessionEnded(PortRef, SessionId, String),
+    /// What was asked for under this number is done, and this was decided.
+    Rebalanced(steward::Order, Vec<steward::trace::Decision>),
 }
 
 /// What all workers share.

@@ -35,9 +35,11 @@ use vswitch_flowtable::scale::{self, Scaler};
 
 use super::bell::Ears;
 use super::registry::{MoveError, QueueSeen, Seen, Workers};
-use super::{QueueKey, Shared};
+use super::{QueueKey, Report, Shared};
+pub use orders::Order;
 use trace::{Decision, Trace, What};
 
+mod orders;
 #[cfg(feature = "dpdk")]
 mod reta;
 pub mod trace;
@@ -46,8 +48,6 @@ pub mod trace;
 const WORKERS: usize = 64;
 /// Queues that are looked at.
 const QUEUES: usize = 4096;
-/// For how long the operator's look measures.
-const SAMPLE: Duration = Duration::from_millis(50);
 /// A worker is pressed if it was busy for this share of the time since the last look.
 const PRESSED: f64 = 0.5;
 /// When to look again at a worker that rang and had been idle before.
@@ -82,6 +82,8 @@ pub struct Steward {
     shared: Arc<Shared>,
     workers: Arc<Workers>,
     brain: Mutex<Brain>,
+    trace: Arc<Trace>,
+    orders: Mutex<Vec<Order>>,
     ending: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -96,10 +98,13 @@ impl Steward {
         shared: &Arc<Shared>,
         duties: Duties,
     ) -> io::Result<Arc<Self>> {
+        let brain = Brain::new(duties);
         let steward = Arc::new(Steward {
             shared: Arc::clone(shared),
             workers: Arc::clone(workers),
-            brain: Mutex::new(Brain::new(duties)),
+            trace: Arc::clone(&brain.trace),
+            brain: Mutex::new(brain),
+            orders: Mutex::default(),
             ending: AtomicBool::new(false),
             thread: Mutex::new(None),
         });
@@ -127,28 +132,12 @@ impl Steward {
         self.brain.lock().duties
     }
 
-    /// Measures for a moment and balances now, whether that is switched on or not. Returns what was decided.
-    pub fn rebalance(&self) -> Vec<Decision> {
-        let mut brain = self.brain.lock();
-        brain.begin(Instant::now(), &self.workers);
-        std::thread::sleep(SAMPLE);
-        let now = SystemTime::now();
-        let outcome = brain.balance(Instant::now(), &self.workers);
-        let noted = brain.trace.decisions();
-        let new: Vec<_> = noted.into_iter().filter(|d| d.at >= now).collect();
-        if new.is_empty() {
-            brain.trace.note(now, What::Nothing, outcome.to_string());
-            return brain.trace.decisions().pop().into_iter().collect();
-        }
-        new
-    }
-
     /// Moves a queue to a worker and keeps it there, or leaves it to the steward again.
     ///
     /// # Errors
     /// See [`MoveError`].
     pub fn set(&self, key: QueueKey, worker: Option<usize>) -> Result<(), MoveError> {
-        let mut brain = self.brain.lock();
+        let brain = self.brain.lock();
         let now = SystemTime::now();
         let asked = "the operator asked for it";
         match worker {
@@ -174,7 +163,7 @@ impl Steward {
 
     /// The last decisions, the oldest first.
     pub fn trace(&self) -> Vec<Decision> {
-        self.brain.lock().trace.decisions()
+        self.trace.decisions()
     }
 
     /// Ends its thread and waits for it.
@@ -186,13 +175,22 @@ impl Steward {
         }
     }
 
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
     fn run(&self) {
         let bell = &self.shared.bell;
         let mut next = Next::QUIET;
-        while !self.ending.load(Ordering::Relaxed) {
+        while !self.is_ending() {
             bell.listen(next.ears);
             let rung = self.wait(next.within);
             bell.listen(Ears::Deaf);
+            if self.take_orders() {
+                // It goes on watching if there is anything to watch.
+                next = self.brain.lock().next(&self.workers, 1.0);
+                continue;
+            }
             let asleep = next.within.is_none();
             let mut brain = self.brain.lock();
             let now = Instant::now();
@@ -244,7 +242,7 @@ struct Brain {
     duties: Duties,
     balancer: Balancer,
     scaler: Scaler,
-    trace: Trace,
+    trace: Arc<Trace>,
     started: Instant,
     /// When balancing last looked, and what it saw.
     balanced: Instant,
@@ -276,7 +274,7 @@ impl Brain {
             duties,
             balancer: Balancer::new(QUEUES, WORKERS, balance::Settings::default()),
             scaler: scaler(CALM_MIN),
-            trace: Trace::default(),
+            trace: Arc::default(),
             started: now,
             balanced: now,
             queues: BTreeMap::new(),
@@ -553,11 +551,11 @@ impl Brain {
             }
         }
         let plan = self.balancer.plan(&items, &rooms);
-        carry_out(&plan, &names, workers, &mut self.trace);
+        carry_out(&plan, &names, workers, &self.trace);
         let outcome = plan.outcome;
         // One thing at a time: what was measured is of the queues as they were.
         #[cfg(feature = "dpdk")]
-        if plan.moves.is_empty() && self.retas.balance(&loads, &whole, workers, &mut self.trace) {
+        if plan.moves.is_empty() && self.retas.balance(&loads, &whole, workers, &self.trace) {
             self.balancer.hurry();
         }
         outcome
@@ -594,7 +592,7 @@ fn rooms(list: &[Seen], capacity: u64) -> Vec<WorkerRoom> {
     rooms
 }
 
-fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, trace: &mut Trace) {
+fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, trace: &Trace) {
     let named = |item: Item| names.get(usize::from(item.0)).copied().flatten();
     for a_move in plan.moves {
         let (from, to) = (usize::from(a_move.from.0), usize::from(a_move.to.0));

@@ -51,7 +51,7 @@ impl Retas {
         loads: &BTreeMap<QueueKey, QueueLoad>,
         rooms: &[WorkerRoom],
         workers: &Workers,
-        trace: &mut Trace,
+        trace: &Trace,
     ) -> bool {
         let retas = workers.retas();
         self.ports
