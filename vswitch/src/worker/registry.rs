@@ -709,6 +709,21 @@ mod tests {
         workers.stop();
     }
 
+    /// Where it is not known which cores there are, any number may be configured.
+    #[test]
+    fn a_core_that_no_machine_has_is_no_reason_to_end() {
+        let workers = Workers::start(&[on(A), on(1 << 20)], &shared()).unwrap();
+        let lives = |w: &Seen| {
+            let started = std::time::Instant::now();
+            while !w.vitals.read().asleep && started.elapsed() < Duration::from_secs(10) {
+                thread::yield_now();
+            }
+            w.vitals.read().asleep
+        };
+        assert!(workers.list().iter().all(lives));
+        workers.stop();
+    }
+
     /// A worker without queues sleeps, whatever it does when idle, and does not wake by itself.
     #[test]
     fn a_parked_worker_costs_nothing() {
