@@ -297,30 +297,43 @@ impl Brain {
         self.remember_busy(now, &workers.list());
     }
 
-    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) {
-        let mut known = BTreeMap::new();
+    /// What each of these queues took since balancing last looked, in nanoseconds. They are in order, as what is known is.
+    fn loads(&self, queues: &[QueueSeen]) -> Vec<u64> {
+        let mut known = self.queues.iter().peekable();
+        let load = |queue: &QueueSeen| {
+            while known.next_if(|(key, _)| **key < queue.key).is_some() {}
+            let before = known.next_if(|(key, _)| **key == queue.key);
+            let before = before.map_or(0, |(_, known)| known.busy_ns);
+            queue.vitals.busy_ns().saturating_sub(before)
+        };
+        queues.iter().map(load).collect()
+    }
+
+    /// The same, and measures from now on. A queue keeps its number, because the balancer remembers what it did with it.
+    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) -> Vec<u64> {
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
             if let Some(taken) = taken.get_mut(usize::from(old.item)) {
                 *taken = true;
             }
         }
+        let mut free = (0..).zip(&taken).filter(|(_, taken)| !**taken);
+        let mut old = self.queues.iter().peekable();
+        let (mut known, mut loads) = (Vec::new(), Vec::new());
         for queue in queues {
-            // A queue keeps its number, because the balancer remembers what it did with it.
-            let item = match self.queues.get(&queue.key) {
-                Some(known) => known.item,
-                None => match taken.iter().position(|taken| !taken) {
-                    Some(free) => free as u16,
-                    None => continue,
-                },
-            };
-            if let Some(taken) = taken.get_mut(usize::from(item)) {
-                *taken = true;
-            }
+            while old.next_if(|(key, _)| **key < queue.key).is_some() {}
+            let before = old.next_if(|(key, _)| **key == queue.key);
+            let before = before.map(|(_, known)| *known);
             let busy_ns = queue.vitals.busy_ns();
-            known.insert(queue.key, Known { item, busy_ns });
+            loads.push(busy_ns.saturating_sub(before.map_or(0, |known| known.busy_ns)));
+            let item = match before {
+                Some(known) => Some(known.item),
+                None => free.next().map(|(item, _)| item),
+            };
+            known.extend(item.map(|item| (queue.key, Known { item, busy_ns })));
         }
-        (self.queues, self.balanced) = (known, now);
+        (self.queues, self.balanced) = (known.into_iter().collect(), now);
+        loads
     }
 
     fn remember_busy(&mut self, now: Instant, workers: &[Seen]) {
@@ -386,11 +399,8 @@ impl Brain {
         }
         let in_use = list.iter().filter(|w| !w.resting).count();
         // Workers that may still be spared are watched until they are.
-        let spare = self.duties.scales() && in_use > 1 && {
-            let queues = workers.queues();
-            let pinned = |w: &&Seen| queues.iter().any(|q| q.owner == w.index && q.pinned);
-            list.iter().any(|w| !w.resting && !pinned(&w))
-        };
+        let spare =
+            self.duties.scales() && in_use > 1 && list.iter().any(|w| !w.resting && !w.pinned);
         if busy < QUIET && !spare {
             return Next::QUIET;
         }
@@ -463,14 +473,18 @@ impl Brain {
     fn looks(&self, now: Instant, list: &[Seen], workers: &Workers) -> Vec<scale::Look> {
         let elapsed = now.duration_since(self.scaled);
         let queues = workers.queues();
-        let loaded = |q: &&QueueSeen| {
-            let before = self.queues.get(&q.key).map_or(0, |known| known.busy_ns);
-            !q.pinned && q.vitals.busy_ns() > before
-        };
+        let mut loaded = [0_usize; WORKERS];
+        for (queue, load) in queues.iter().zip(self.loads(&queues)) {
+            if let Some(loaded) = loaded
+                .get_mut(queue.owner)
+                .filter(|_| load > 0 && !queue.pinned)
+            {
+                *loaded += 1;
+            }
+        }
         let look = |worker: &Seen| {
             let pulse = worker.vitals.read();
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
-            let own = || queues.iter().filter(|q| q.owner == worker.index);
             let busy = Duration::from_nanos(pulse.busy_ns.saturating_sub(before));
             let pressed = !pulse.asleep && busy >= elapsed.mul_f64(PRESSED);
             scale::Look {
@@ -478,8 +492,8 @@ impl Brain {
                 delay: if pressed { pulse.delay } else { Duration::ZERO },
                 standing: pressed && pulse.standing > 0,
                 busy,
-                divisible: own().filter(loaded).count() > 1,
-                stays: own().any(|q| q.pinned),
+                divisible: loaded.get(worker.index).is_some_and(|loaded| *loaded > 1),
+                stays: worker.pinned,
                 node: worker.node,
             }
         };
@@ -493,15 +507,15 @@ impl Brain {
         let (list, queues) = (workers.list(), workers.queues());
         self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
-        let before = self.queues.clone();
-        self.remember(now, &queues);
-        let load = |queue: &QueueSeen| {
-            let since = before.get(&queue.key).map_or(0, |known| known.busy_ns);
-            queue.vitals.busy_ns().saturating_sub(since)
-        };
+        let measured = self.remember(now, &queues);
+        let mut by_owner = [0_u64; WORKERS];
+        for (queue, load) in queues.iter().zip(&measured) {
+            if let Some(sum) = by_owner.get_mut(queue.owner) {
+                *sum += load;
+            }
+        }
         // A turn counts when it ends, and one that was kept from its core may have begun long before.
-        let of = |w: &Seen| queues.iter().filter(|q| q.owner == w.index).map(load).sum();
-        let longest: u64 = list.iter().map(of).max().unwrap_or(0);
+        let longest = by_owner.into_iter().max().unwrap_or(0);
         let mut rooms = rooms(&list, elapsed.max(longest).max(1));
         // Numbers without a queue, and pinned queues, are where they need not go away from.
         let taker = rooms.iter().position(|room| room.takes).unwrap_or(0);
@@ -520,20 +534,13 @@ impl Brain {
         ];
         let mut names = vec![None; items.len()];
         #[cfg(feature = "dpdk")]
-        let (whole, mut loads) = (rooms.clone(), BTreeMap::new());
-        for queue in &queues {
-            let Some(known) = self.queues.get(&queue.key) else {
+        let whole = rooms.clone();
+        let mut known = self.queues.iter().peekable();
+        for (queue, &load) in queues.iter().zip(&measured) {
+            // Only those that found no number are missing.
+            let Some((_, known)) = known.next_if(|(key, _)| **key == queue.key) else {
                 continue;
             };
-            let load = load(queue);
-            #[cfg(feature = "dpdk")]
-            loads.insert(
-                queue.key,
-                reta::QueueLoad {
-                    owner: queue.owner,
-                    load,
-                },
-            );
             if queue.pinned {
                 if let Some(room) = rooms.get_mut(queue.owner) {
                     room.capacity = room.capacity.saturating_sub(load).max(1);
@@ -555,8 +562,15 @@ impl Brain {
         let outcome = plan.outcome;
         // One thing at a time: what was measured is of the queues as they were.
         #[cfg(feature = "dpdk")]
-        if plan.moves.is_empty() && self.retas.balance(&loads, &whole, workers, &self.trace) {
-            self.balancer.hurry();
+        if plan.moves.is_empty() {
+            let loads = queues.iter().zip(measured).map(|(queue, load)| {
+                let owner = queue.owner;
+                (queue.key, reta::QueueLoad { owner, load })
+            });
+            let loads = reta::Loads::new(loads);
+            if self.retas.balance(&loads, &whole, workers, &self.trace) {
+                self.balancer.hurry();
+            }
         }
         outcome
     }
@@ -624,5 +638,7 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
     }
 }
 
+#[cfg(test)]
+mod cost;
 #[cfg(test)]
 mod tests;
