@@ -10,6 +10,7 @@ use vswitch_vhost::{CallReport, RxRing};
 
 use super::counters::PortCounters;
 use super::fdb::Fdb;
+use super::patience::Given;
 use super::steer::Steering;
 use super::vlan::VlanRule;
 use super::{BridgeIndex, PortIndex, PortRef, Vid};
@@ -356,6 +357,13 @@ impl GuestQueues {
         (!ring.consumed(position)).then_some(position)
     }
 
+    /// Whether a pair has yet to deal with what it was given; waits for who is just delivering there.
+    pub fn is_stuck_at(&self, given: &Given) -> bool {
+        let place = self.ring(given.pair).map(|place| place.lock());
+        let ring = place.as_ref().and_then(|place| place.as_ref());
+        ring.is_some_and(|ring| !ring.consumed(given.position))
+    }
+
     /// Puts a ring in its place, or takes it away. When this returns no worker is writing to what was there.
     ///
     /// For the session's thread only.
@@ -365,6 +373,7 @@ impl GuestQueues {
         }
         let place = self.ring(pair)?;
         let old = std::mem::replace(&mut *place.lock(), ring);
+        self.steering.patience().forgive();
         let active = self.rings.iter().take_while(|r| r.lock().is_some()).count() as u16;
         self.steering.set_targets(active);
         self.active.store(active, Ordering::Release);
