@@ -18,7 +18,7 @@ use std::time::SystemTime;
 
 use vswitch_api::config::{self, AdminLink};
 use vswitch_api::rpc;
-use vswitch_dpdk::{Capabilities, Device, DeviceArg, PortConfig, RxQueue, Wake};
+use vswitch_dpdk::{Capabilities, Demand, Device, DeviceArg, PortConfig, RxQueue, Wake};
 use vswitch_flowtable::balance::Node;
 
 use self::dpdk::PoolUse;
@@ -66,6 +66,15 @@ pub enum NicError {
     Port(#[from] vswitch_dpdk::PortError),
 }
 
+/// Workers, for whom a device is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Staff {
+    /// How many there are: each has a transmit queue if the device has so many. Those that come later share.
+    pub now: usize,
+    /// How many there will be at any time, at most: there are packet buffers for all.
+    pub most: usize,
+}
+
 /// A device as the main thread keeps it.
 pub struct NicPort {
     config: config::DpdkPort,
@@ -81,7 +90,7 @@ pub struct NicPort {
 }
 
 impl NicPort {
-    /// Opens a device and starts it, for this many workers.
+    /// Opens a device and starts it.
     ///
     /// # Errors
     /// See [`NicError`]; nothing is left open.
@@ -89,14 +98,21 @@ impl NicPort {
         config: &config::DpdkPort,
         settings: &config::Dpdk,
         mtu: u16,
-        workers: usize,
+        workers: Staff,
     ) -> Result<Self, NicError> {
         let argument: DeviceArg = config.device.parse()?;
         let eal = dpdk::start(&argument, settings)?;
         let device = Device::probe(eal, &argument)?;
-        let tx_queues = tx_queues(device.capabilities(), config.queues, workers);
+        let tx_queues = tx_queues(device.capabilities(), config.queues, workers.now);
         let room = device.data_room(mtu);
-        let pool = PoolUse::take(eal, room, (config.queues, tx_queues), DESCRIPTORS, workers)?;
+        let demand = Demand {
+            rx_queues: config.queues,
+            tx_queues,
+            descriptors: DESCRIPTORS,
+            // And the main thread.
+            threads: u16::try_from(workers.most + 1).unwrap_or(u16::MAX),
+        };
+        let pool = PoolUse::take(eal, room, demand)?;
         let started = device.start(
             &PortConfig {
                 rx_queues: config.queues,

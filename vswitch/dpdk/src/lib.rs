@@ -59,7 +59,7 @@ pub use device::{Bus, DeviceArg, DeviceArgError, needs_pci};
 pub use eal::{Eal, EalConfig, ThreadGuard};
 pub use error::{EalError, Errno, MempoolError, PortError, Said, ThreadError};
 pub use mbuf::{Checksum, IpVersion, Mbuf, OffloadError, Segments, Transport, TxOffload};
-pub use mempool::{Mempool, MempoolConfig};
+pub use mempool::{Demand, Mempool, MempoolConfig};
 pub use port::{Device, Link, Port, PortConfig, PortId, PortStats, StartedPort};
 pub use queue::{QueueId, RxQueue, TxOutcome, TxQueue};
 pub use rss::{HashTypes, Reta, RssKey, RssState};

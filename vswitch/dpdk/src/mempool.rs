@@ -18,8 +18,10 @@ use crate::mbuf::Mbuf;
 /// devices store.
 pub(crate) const FRAME_OVERHEAD: u32 = 14 + 4 + 4;
 
-/// Buffers per thread that bypass the shared ring.
+/// Buffers per thread that bypass the shared ring, where there are few threads.
 const CACHE: u32 = 256;
+/// What all threads' caches together keep from others, at most, unless there are so many that each has the least.
+const CACHES: u32 = 4096;
 
 /// The size of a pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +32,23 @@ pub struct MempoolConfig {
     pub data_room: u16,
     /// NUMA node whose memory is used; `None` for any.
     pub node: Option<u16>,
+    /// Buffers that a thread known to DPDK keeps for itself. It has up to half as many more.
+    pub cache: u32,
+}
+
+/// What one port and those who work with it hold in buffers, all at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Demand {
+    /// Receive queues: each is always full of empty buffers.
+    pub rx_queues: u16,
+    /// Transmit queues: a driver may keep sent buffers in each until it needs the place, and has a
+    /// [`Stock`](crate::Stock) of empty ones beside it.
+    pub tx_queues: u16,
+    /// Descriptors of a queue.
+    pub descriptors: u16,
+    /// The most threads known to DPDK that there will ever be at one time. What is in a thread's cache serves that thread
+    /// only, and when it ends the next one that begins.
+    pub threads: u16,
 }
 
 impl Default for MempoolConfig {
@@ -39,6 +58,7 @@ impl Default for MempoolConfig {
             count: 8192,
             data_room: Self::DEFAULT_ROOM,
             node: None,
+            cache: CACHE,
         }
     }
 }
@@ -47,16 +67,26 @@ impl MempoolConfig {
     /// Frame bytes per buffer unless asked otherwise. Larger frames are spread over several.
     pub const DEFAULT_ROOM: u16 = dpdk_sys::DPDK_MBUF_DEFAULT_DATAROOM as u16;
 
-    /// Enough buffers for every descriptor of `queues` queue pairs with `descriptors` each way,
-    /// and for what `workers` threads hold in caches, bursts and stocks.
-    pub fn sized_for(queues: u16, descriptors: u16, workers: u16) -> Self {
-        let in_queues = 2 * u64::from(queues) * u64::from(descriptors);
-        // A cache may grow to one and a half times its size.
-        let per_worker = u64::from(CACHE + CACHE / 2) + 4 * BURST as u64;
-        let count = in_queues + per_worker * (u64::from(workers) + 1);
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+    /// Enough buffers that a port never finds the pool empty because of what others hold: one for every descriptor and
+    /// stock, and for every thread a full cache and a burst each way. Frames in several buffers each may need more.
+    ///
+    /// The more threads the smaller their caches, down to a burst, so that many do not take the memory.
+    pub fn sized_for(demand: Demand) -> Self {
+        let Demand {
+            rx_queues,
+            tx_queues,
+            descriptors,
+            threads,
+        } = demand;
+        let threads = u32::from(threads).max(1);
+        let cache = (CACHES * 2 / 3 / threads).clamp(BURST as u32, CACHE);
+        let per_thread = u64::from(cache + cache / 2) + 2 * BURST as u64;
+        let in_queues = (u64::from(rx_queues) + u64::from(tx_queues)) * u64::from(descriptors);
+        let stocks = u64::from(tx_queues) * BURST as u64;
+        let count = in_queues + stocks + u64::from(threads) * per_thread;
         Self {
-            count,
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+            cache,
             ..Self::default()
         }
     }
@@ -111,6 +141,7 @@ impl Mempool {
             count,
             data_room,
             node,
+            cache,
         } = config;
         let refuse = |why| {
             Err(MempoolError::Config {
@@ -133,7 +164,7 @@ impl Mempool {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = CString::new(format!("vswitch{number}")).unwrap_or_default();
         // DPDK refuses caches of more than two thirds of the pool.
-        let cache = CACHE
+        let cache = cache
             .min(dpdk_sys::DPDK_MEMPOOL_CACHE_MAX_SIZE)
             .min(count / 2);
         let node = node.map_or(dpdk_sys::DPDK_SOCKET_ID_ANY, i32::from);
@@ -208,12 +239,37 @@ mod tests {
         assert_eq!(config.with_room_for_mtu(u16::MAX).data_room, u16::MAX);
     }
 
+    fn demand(queues: (u16, u16), threads: u16) -> Demand {
+        Demand {
+            rx_queues: queues.0,
+            tx_queues: queues.1,
+            descriptors: 1024,
+            threads,
+        }
+    }
+
     #[test]
-    fn sizes_follow_queues_and_workers() {
-        let config = MempoolConfig::sized_for(2, 1024, 1);
-        assert_eq!(config.count, 4096 + 2 * (256 + 128 + 128));
-        assert!(MempoolConfig::sized_for(u16::MAX, u16::MAX, u16::MAX).count > 1 << 31);
+    fn sizes_follow_queues_and_threads() {
+        let config = MempoolConfig::sized_for(demand((2, 1), 3));
+        assert_eq!((config.count, config.cache), (3072 + 32 + 3 * 448, 256));
+        let most = Demand {
+            descriptors: u16::MAX,
+            ..demand((u16::MAX, u16::MAX), u16::MAX)
+        };
+        assert!(MempoolConfig::sized_for(most).count > 1 << 31);
         let mib = MempoolConfig::default().bytes() >> 20;
         assert!((18..=21).contains(&mib), "{mib}");
+    }
+
+    #[test]
+    fn many_threads_have_small_caches_and_room_for_them() {
+        for threads in 0..=127 {
+            let config = MempoolConfig::sized_for(demand((1, 1), threads));
+            let cached = u32::from(threads) * (config.cache + config.cache / 2);
+            let in_hand = u32::from(threads) * 2 * BURST as u32;
+            assert!(config.count >= 2048 + BURST as u32 + cached + in_hand);
+            assert!((32..=256).contains(&config.cache));
+            assert!(cached <= CACHES.max(u32::from(threads) * 48), "{threads}");
+        }
     }
 }

@@ -3,6 +3,9 @@
 //! Everything runs on the main thread, a request at a time; a client is never waited for, and gets
 //! [`REQUESTS_A_TURN`] requests before the others have theirs. While more than [`BACKLOG`] bytes of answers wait to be
 //! read no further request of that client is taken up, and a capture loses frames (and says so).
+//!
+//! What takes long is done elsewhere and answered later (`steer.rebalance`). Answers come in the order of requests, so that
+//! client's next request waits, and nobody else.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,10 +19,13 @@ use vswitch_api::rpc::{
 };
 
 use super::methods::call;
+use super::steer;
 use super::switch::Switch;
 use super::watch::{Interest, Token, Watch};
 use crate::capture::{self, Filter, Tap};
 use crate::forward::counters::{InputDrop, OutputDrop};
+use crate::worker::steward::Order;
+use crate::worker::steward::trace::Decision;
 
 /// Bytes that may wait for a client.
 const BACKLOG: usize = 8 << 20;
@@ -47,6 +53,14 @@ struct Client {
     /// It has said all it will say.
     ended: bool,
     capture: Option<Capture>,
+    /// What it waits for. Until that is there its socket is not watched.
+    awaited: Option<Awaited>,
+}
+
+/// A request that is answered later.
+struct Awaited {
+    order: Order,
+    id: Option<Id>,
 }
 
 /// Bytes as they come in, and whole lines out of them, each byte looked at once.
@@ -97,8 +111,18 @@ impl Lines {
 #[derive(Default)]
 pub struct Clients {
     clients: Vec<Option<Client>>,
-    captures: u64,
+    numbers: Numbers,
 }
+
+/// How many there were so far.
+#[derive(Default)]
+struct Numbers {
+    captures: u64,
+    orders: u64,
+}
+
+/// A result, or what is wrong.
+type Outcome = Result<serde_json::Value, RpcError>;
 
 /// What a turn of a client's came to.
 enum Fate {
@@ -138,20 +162,24 @@ impl Clients {
                 interest: Interest::READ,
                 ended: false,
                 capture: None,
+                awaited: None,
             });
         }
     }
 
     /// A client can be read or written. It gets one turn: the loop comes back for the rest, after everybody else.
     pub fn ready(&mut self, n: u16, switch: &mut Switch, watch: &mut dyn Watch) {
-        self.with_client(n, switch, watch, |client, captures, switch, watch| {
+        self.with_client(n, switch, watch, |client, numbers, switch, watch| {
+            if client.awaited.is_some() {
+                return Fate::Stays;
+            }
             client.read();
             for _ in 0..REQUESTS_A_TURN {
-                if client.output.len() > BACKLOG {
+                if client.output.len() > BACKLOG || client.awaited.is_some() {
                     break;
                 }
                 match client.line() {
-                    Some(Ok(line)) => client.answer(n, &line, captures, switch, watch),
+                    Some(Ok(line)) => client.answer(n, &line, numbers, switch, watch),
                     Some(Err(refusal)) => {
                         client.send(&refusal.to_line());
                         client.flush(n, watch);
@@ -174,17 +202,40 @@ impl Clients {
         });
     }
 
+    /// What some client waits for is done.
+    pub fn rebalanced(
+        &mut self,
+        order: Order,
+        made: Vec<Decision>,
+        switch: &mut Switch,
+        watch: &mut dyn Watch,
+    ) {
+        let waits = |client: &Client| client.awaited.as_ref().is_some_and(|a| a.order == order);
+        let n = self
+            .clients
+            .iter()
+            .position(|client| client.as_ref().is_some_and(waits));
+        // It may have gone.
+        let Some(n) = n else { return };
+        let n = n as u16;
+        self.with_client(n, switch, watch, |client, _, switch, watch| {
+            let outcome = to_value(&steer::decisions(switch, made));
+            client.resume(n, outcome, watch);
+            client.flush(n, watch)
+        });
+    }
+
     fn with_client(
         &mut self,
         n: u16,
         switch: &mut Switch,
         watch: &mut dyn Watch,
-        turn: impl FnOnce(&mut Client, &mut u64, &mut Switch, &mut dyn Watch) -> Fate,
+        turn: impl FnOnce(&mut Client, &mut Numbers, &mut Switch, &mut dyn Watch) -> Fate,
     ) {
         let Some(Some(client)) = self.clients.get_mut(usize::from(n)) else {
             return;
         };
-        if let Fate::Leaves = turn(client, &mut self.captures, switch, watch) {
+        if let Fate::Leaves = turn(client, &mut self.numbers, switch, watch) {
             client.end_capture(switch, watch);
             watch.unwatch(&client.stream);
             if let Some(place) = self.clients.get_mut(usize::from(n)) {
@@ -233,7 +284,7 @@ impl Client {
         &mut self,
         n: u16,
         line: &[u8],
-        captures: &mut u64,
+        numbers: &mut Numbers,
         switch: &mut Switch,
         watch: &mut dyn Watch,
     ) {
@@ -246,11 +297,43 @@ impl Client {
         };
         tracing::debug!(method = request.method, "control request");
         let outcome = match request.method.as_str() {
-            methods::CaptureStart::NAME => self.start_capture(n, &request, captures, switch, watch),
+            methods::CaptureStart::NAME => {
+                self.start_capture(n, &request, &mut numbers.captures, switch, watch)
+            }
             methods::CaptureStop::NAME => self.stop_capture(&request, switch, watch),
+            methods::SteerRebalance::NAME => match request.params::<methods::SteerRebalance>() {
+                Ok(_) => {
+                    numbers.orders += 1;
+                    let order = Order(numbers.orders);
+                    switch.steward.rebalance(order);
+                    return self.wait(order, request.id, watch);
+                }
+                Err(error) => Err(error),
+            },
             _ => call(&request, switch, watch),
         };
-        let Some(id) = request.id else { return };
+        self.conclude(request.id, outcome);
+    }
+
+    /// Takes up nothing more until this is done.
+    fn wait(&mut self, order: Order, id: Option<Id>, watch: &mut dyn Watch) {
+        self.awaited = Some(Awaited { order, id });
+        // Also a client that has gone would be reported, over and over again.
+        watch.unwatch(&self.stream);
+    }
+
+    /// What it waited for is done.
+    fn resume(&mut self, n: u16, outcome: Outcome, watch: &mut dyn Watch) {
+        if let Some(Awaited { id, .. }) = self.awaited.take() {
+            self.conclude(id, outcome);
+            watch.watch(&self.stream, Token::Client(n));
+            self.interest = Interest::READ;
+        }
+    }
+
+    /// Answers, if an answer is wanted.
+    fn conclude(&mut self, id: Option<Id>, outcome: Outcome) {
+        let Some(id) = id else { return };
         let outcome = outcome.map_or_else(rpc::Outcome::Error, rpc::Outcome::Result);
         self.send(
             &Response {
@@ -277,6 +360,9 @@ impl Client {
             }
         }
         self.output.drain(..sent);
+        if self.awaited.is_some() {
+            return Fate::Stays;
+        }
         let waiting = self.input.end().is_some();
         if self.output.len() > 2 * BACKLOG || (self.ended && self.output.is_empty() && !waiting) {
             return Fate::Leaves;
@@ -492,24 +578,4 @@ pub(super) fn to_value<T: serde::Serialize>(result: &T) -> Result<serde_json::Va
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_come_out_as_they_went_in_however_they_are_cut() {
-        let text: Vec<u8> = (0..200u8)
-            .flat_map(|n| [vec![b'a'; usize::from(n % 7)], vec![b'\n']].concat())
-            .collect();
-        for cut in 1..20 {
-            let (mut lines, mut out) = (Lines::default(), Vec::new());
-            for chunk in text.chunks(cut) {
-                lines.push(chunk);
-                while let Some(line) = lines.next() {
-                    out.extend(line);
-                    out.push(b'\n');
-                }
-            }
-            assert_eq!((out, lines.len()), (text.clone(), 0));
-        }
-    }
-}
+mod tests;

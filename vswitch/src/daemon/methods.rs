@@ -1,4 +1,4 @@
-//! The methods of the control socket, but for captures.
+//! The methods of the control socket, but for captures and what is answered later.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -68,9 +68,6 @@ pub(super) fn call(
         }
         methods::Workers::NAME => run::<methods::Workers>(r, |_| Ok(steer::workers(switch))),
         methods::SteerShow::NAME => run::<methods::SteerShow>(r, |_| Ok(steer::show(switch))),
-        methods::SteerRebalance::NAME => run::<methods::SteerRebalance>(r, |_| {
-            Ok(steer::decisions(switch, switch.steward.rebalance()))
-        }),
         methods::SteerSet::NAME => run::<methods::SteerSet>(r, |p| steer::set(switch, &p)),
         methods::SteerTrace::NAME => {
             run::<methods::SteerTrace>(r, |_| Ok(steer::decisions(switch, switch.steward.trace())))

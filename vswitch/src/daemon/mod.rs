@@ -374,7 +374,10 @@ impl MutEventSubscriber for Main {
             Some(Token::Control) => self.accept_control(ops),
             Some(Token::Learn) => self.switch.learn(),
             Some(Token::Reports) => {
-                self.switch.reports();
+                for (order, made) in self.switch.reports() {
+                    let clients = &mut self.clients;
+                    clients.rebalanced(order, made, &mut self.switch, ops);
+                }
                 self.retry_if_needed();
             }
             Some(Token::Port(index)) => self.switch.accept(index, ops),

@@ -186,7 +186,7 @@ pub(super) fn set(switch: &Switch, p: &SteerSetParams) -> Result<Done, RpcError>
     })
 }
 
-/// `steer.trace` and `steer.rebalance`
+/// The answer to `steer.trace`, and later to `steer.rebalance`.
 pub(super) fn decisions(switch: &Switch, made: Vec<Decision>) -> SteerDecisions {
     SteerDecisions {
         decisions: made.into_iter().map(|d| decision(switch, d)).collect(),

@@ -24,7 +24,8 @@ use crate::forward::{MAX_BRIDGES, MAX_PORTS, PortIndex, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
 use crate::worker::bell::Bell;
 use crate::worker::registry::Wanted;
-use crate::worker::steward::{Duties, Steward};
+use crate::worker::steward::trace::Decision;
+use crate::worker::steward::{Duties, Order, Steward};
 use crate::worker::vitals::{Pulse, Vitals};
 use crate::worker::{BusyPoll, Report, Shared, Workers};
 
@@ -308,7 +309,9 @@ impl Switch {
             }
             #[cfg(feature = "dpdk")]
             PortKind::Dpdk(dpdk) => {
-                let workers = self.workers.places();
+                let now = self.workers.places();
+                let most = most_workers(&self.environment).max(now);
+                let workers = crate::nic::Staff { now, most };
                 crate::nic::NicPort::open(dpdk, &self.config.dpdk, mtu, workers)
                     .map(Attachment::Nic)
                     .map_err(|e| RpcError::new(code::SYSTEM, format!("port \"{name}\": {e}")))
@@ -568,16 +571,22 @@ impl Switch {
         waiting
     }
 
-    /// Takes up news from sessions.
-    pub fn reports(&mut self) {
+    /// Takes up news from sessions; returns what the steward has done, for those who asked for it.
+    pub fn reports(&mut self) -> Vec<(Order, Vec<Decision>)> {
         let shared = Arc::clone(&self.shared);
+        let mut done = Vec::new();
         for report in shared.reports.drain() {
-            let Report::SessionEnded(at, id, how) = report;
-            let port = self.port_in(at.index).filter(|p| p.at == at);
-            if let Some(guest) = port.and_then(Port::guest_mut) {
-                guest.session_ended(id, &how);
+            match report {
+                Report::SessionEnded(at, id, how) => {
+                    let port = self.port_in(at.index).filter(|p| p.at == at);
+                    if let Some(guest) = port.and_then(Port::guest_mut) {
+                        guest.session_ended(id, &how);
+                    }
+                }
+                Report::Rebalanced(order, made) => done.push((order, made)),
             }
         }
+        done
     }
 
     /// Ends every session, then the workers. Guests see their link go down.
@@ -589,6 +598,14 @@ impl Switch {
         self.steward.stop();
         self.workers.stop();
     }
+}
+
+/// As many workers as a configuration can ask for here: each has a core of its own.
+#[cfg(feature = "dpdk")]
+fn most_workers(environment: &Environment) -> usize {
+    let limit = config::limits::WORKERS;
+    let cores = environment.allowed_cores.as_ref();
+    cores.map_or(limit, |cores| cores.len().min(limit))
 }
 
 /// What only one port can have: its socket or its device.

@@ -278,7 +278,7 @@ impl Forwarder {
         let port = ctx.snapshot.port(index)?;
         let queue = steer::only(&port.output, self.worker)?;
         let route = Route {
-            output: port.first_output.queue(queue),
+            output: port.output_of(queue)?,
             edit: port.vlan.edit(verdict.vid, verdict.tci),
         };
         let lasting = port.output.guest().is_none_or(|guest| guest.pairs() < 2);
@@ -352,8 +352,8 @@ impl Forwarder {
             #[cfg(feature = "dpdk")]
             (None, Output::Nic(_)) => 0,
         };
-        let output = port.first_output.queue(queue);
-        u64::from(self.groups.file(output, 1 << i, edit))
+        let output = port.output_of(queue);
+        u64::from(output.is_some_and(|output| self.groups.file(output, 1 << i, edit)))
     }
 
     /// Shows those who capture a frame that came in.

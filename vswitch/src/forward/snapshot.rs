@@ -10,6 +10,7 @@ use vswitch_vhost::{CallReport, RxRing};
 
 use super::counters::PortCounters;
 use super::fdb::Fdb;
+use super::patience::Given;
 use super::steer::Steering;
 use super::vlan::VlanRule;
 use super::{BridgeIndex, PortIndex, PortRef, Vid};
@@ -19,20 +20,12 @@ use crate::capture::Taps;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutputIndex(pub u32);
 
-impl OutputIndex {
-    /// The output of the same port for one of its queues.
-    #[inline]
-    pub fn queue(self, queue: u16) -> Self {
-        OutputIndex(self.0 + u32::from(queue))
-    }
-}
-
 /// The forwarding configuration at one moment.
 #[derive(Default)]
 pub struct Snapshot {
     ports: Vec<Option<Arc<Port>>>,
     bridges: Vec<Option<Arc<Bridge>>>,
-    /// Which port and queue each output is; the inverse of [`Port::first_output`].
+    /// Which port and queue each output is; the inverse of [`Port::output_of`].
     outputs: Vec<(PortIndex, u16)>,
     /// Where captured frames go, while somebody captures.
     pub capture: Option<Arc<Taps>>,
@@ -46,16 +39,20 @@ impl Snapshot {
         capture: Option<Arc<Taps>>,
     ) -> Self {
         let mut outputs = Vec::new();
-        let ports: Vec<_> = ports
-            .into_iter()
-            .enumerate()
+        // Ports and queues are numbered in 16 bits, so 32 are enough for all outputs.
+        let ports: Vec<_> = (0..=u16::MAX)
+            .map(PortIndex)
+            .zip(ports)
             .map(|(index, spec)| {
                 spec.map(|spec| {
                     let first_output = OutputIndex(outputs.len() as u32);
-                    for queue in 0..spec.output.queues() {
-                        outputs.push((PortIndex(index as u16), queue));
-                    }
-                    Arc::new(Port { spec, first_output })
+                    let queues = spec.output.queues();
+                    outputs.extend((0..queues).map(|queue| (index, queue)));
+                    Arc::new(Port {
+                        spec,
+                        first_output,
+                        queues,
+                    })
                 })
             })
             .collect();
@@ -203,7 +200,8 @@ pub struct PortSpec {
 pub struct Port {
     spec: PortSpec,
     /// Its first queue in the list of all outputs; the others follow.
-    pub first_output: OutputIndex,
+    first_output: OutputIndex,
+    queues: u16,
 }
 
 impl std::ops::Deref for Port {
@@ -214,6 +212,14 @@ impl std::ops::Deref for Port {
 }
 
 impl Port {
+    /// Where one of its queues is in the list of all outputs. `None` if it has none of this number: what follows its last
+    /// one there is another port's.
+    #[inline]
+    pub fn output_of(&self, queue: u16) -> Option<OutputIndex> {
+        let OutputIndex(first) = self.first_output;
+        (queue < self.queues).then_some(OutputIndex(first + u32::from(queue)))
+    }
+
     /// Does the port carry frames of this VLAN out?
     #[inline]
     pub fn carries(&self, vid: Vid) -> bool {
@@ -351,6 +357,13 @@ impl GuestQueues {
         (!ring.consumed(position)).then_some(position)
     }
 
+    /// Whether a pair has yet to deal with what it was given; waits for who is just delivering there.
+    pub fn is_stuck_at(&self, given: &Given) -> bool {
+        let place = self.ring(given.pair).map(|place| place.lock());
+        let ring = place.as_ref().and_then(|place| place.as_ref());
+        ring.is_some_and(|ring| !ring.consumed(given.position))
+    }
+
     /// Puts a ring in its place, or takes it away. When this returns no worker is writing to what was there.
     ///
     /// For the session's thread only.
@@ -360,9 +373,51 @@ impl GuestQueues {
         }
         let place = self.ring(pair)?;
         let old = std::mem::replace(&mut *place.lock(), ring);
+        self.steering.patience().forgive();
         let active = self.rings.iter().take_while(|r| r.lock().is_some()).count() as u16;
         self.steering.set_targets(active);
         self.active.store(active, Ordering::Release);
         old
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(n: u16, queues: u16) -> PortSpec {
+        PortSpec {
+            at: PortRef {
+                index: PortIndex(n),
+                incarnation: 1,
+            },
+            name: format!("port{n}").into(),
+            bridge: BridgeIndex(0),
+            vlan: VlanRule::untagged(),
+            learning: true,
+            admin_up: true,
+            offloads: Accepts::default(),
+            coalesce: Coalesce::default(),
+            output: Output::Guest(Arc::new(GuestQueues::new(queues, [0; 16]))),
+            counters: Arc::new([]),
+        }
+    }
+
+    #[test]
+    fn outputs_are_those_of_their_port_and_no_other() {
+        let ports = vec![Some(spec(0, 3)), None, Some(spec(2, 1)), Some(spec(3, 64))];
+        let snapshot = Snapshot::new(ports, Vec::new(), None);
+        assert_eq!(snapshot.outputs(), 3 + 1 + 64);
+        for (n, queues) in [(0, 3), (2, 1), (3, 64)] {
+            let port = snapshot.port(PortIndex(n)).unwrap();
+            for queue in 0..queues {
+                let output = port.output_of(queue).unwrap();
+                let (back, its) = snapshot.output(output).unwrap();
+                assert_eq!((back.at, its), (port.at, queue));
+            }
+            for queue in [queues, queues + 1, u16::MAX] {
+                assert_eq!(port.output_of(queue), None, "queue {queue} of port {n}");
+            }
+        }
     }
 }

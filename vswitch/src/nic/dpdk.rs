@@ -5,12 +5,14 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use vswitch_api::config;
-use vswitch_dpdk::{DeviceArg, Eal, EalConfig, Mempool, MempoolConfig, ThreadGuard};
+use vswitch_dpdk::{
+    Demand, DeviceArg, Eal, EalConfig, Mempool, MempoolConfig, MempoolError, ThreadGuard,
+};
 
 use super::NicError;
 
-/// Buffers of a pool that has none for every descriptor: enough for any one queue, and the memory of the default
-/// configuration has room for three of them.
+/// Buffers of a pool for which memory is short: enough for any one queue, and the memory of the default configuration has
+/// room for three of them.
 const BUFFERS: u32 = 8192;
 
 /// Set once, and then read by workers without waiting for whoever opens a device.
@@ -70,40 +72,35 @@ pub fn adopt_thread() {
 pub(super) struct PoolUse(Arc<Mempool>);
 
 impl PoolUse {
-    /// A pool of buffers with this much room, for a port with these receive and transmit queues.
+    /// A pool of buffers with this much room, for a port of this demand.
+    ///
+    /// It has all that can be held at one time. If there is no memory for that, then for less, and at last it is another
+    /// port's.
     ///
     /// # Errors
     /// There is no memory for a pool, and no other port has one like it to share.
-    pub(super) fn take(
-        eal: Eal,
-        room: u16,
-        queues: (u16, u16),
-        descriptors: u16,
-        workers: usize,
-    ) -> Result<Self, NicError> {
-        let wanted = size(room, queues, descriptors, workers);
+    pub(super) fn take(eal: Eal, room: u16, demand: Demand) -> Result<Self, NicError> {
+        let (whole, least) = sizes(room, demand);
         let mut pools = POOLS.lock();
-        let fits = |pool: &&Arc<Mempool>| pool.config().data_room == room;
-        // The list itself holds one reference.
-        let idle = |pool: &&Arc<Mempool>| Arc::strong_count(pool) == 1;
-        let unused = pools
-            .iter()
-            .filter(|pool| fits(pool) && idle(pool) && pool.config().count >= wanted.count)
-            .min_by_key(|pool| pool.config().count);
-        if let Some(pool) = unused {
-            return Ok(PoolUse(Arc::clone(pool)));
-        }
-        match Mempool::new(eal, wanted) {
+        let taken =
+            take_from(&mut pools, eal, whole).or_else(|_| take_from(&mut pools, eal, least));
+        match taken {
             Ok(pool) => {
-                let pool = Arc::new(pool);
-                pools.push(Arc::clone(&pool));
+                let (buffers, needed) = (pool.config().count, whole.count);
+                if buffers < needed {
+                    let mib = whole.bytes() >> 20;
+                    tracing::warn!(
+                        buffers,
+                        needed,
+                        "DPDK's memory has no room for all packet buffers that a port can hold at one time, which take \
+                         {mib} MiB; while they are held elsewhere it misses frames (dpdk.memory)"
+                    );
+                }
                 Ok(PoolUse(pool))
             }
             Err(error) => {
-                let shared = pools
-                    .iter()
-                    .filter(fits)
-                    .min_by_key(|pool| Arc::strong_count(pool));
+                let fits = pools.iter().filter(|pool| pool.config().data_room == room);
+                let shared = fits.min_by_key(|pool| Arc::strong_count(pool));
                 let pool = shared.ok_or(error)?;
                 tracing::warn!(
                     "DPDK's memory has no room for another pool of packet buffers; ports share one (dpdk.memory)"
@@ -119,32 +116,85 @@ impl PoolUse {
     }
 }
 
-/// A buffer for every descriptor and every place in the hands of workers, if that is no more than usual.
-fn size(room: u16, (rx, tx): (u16, u16), descriptors: u16, workers: usize) -> MempoolConfig {
-    let workers = u16::try_from(workers).unwrap_or(u16::MAX);
-    let all = MempoolConfig::sized_for(rx.max(tx), descriptors, workers).count;
+/// A pool that nobody uses and that is large enough, or a new one.
+fn take_from(
+    pools: &mut Vec<Arc<Mempool>>,
+    eal: Eal,
+    wanted: MempoolConfig,
+) -> Result<Arc<Mempool>, MempoolError> {
+    let fits = |pool: &&Arc<Mempool>| {
+        let has = pool.config();
+        has.data_room == wanted.data_room && has.count >= wanted.count
+    };
+    // The list itself holds one reference.
+    let unused = pools
+        .iter()
+        .filter(|pool| fits(pool) && Arc::strong_count(pool) == 1);
+    if let Some(pool) = unused.min_by_key(|pool| pool.config().count) {
+        return Ok(Arc::clone(pool));
+    }
+    let pool = Arc::new(Mempool::new(eal, wanted)?);
+    pools.push(Arc::clone(&pool));
+    Ok(pool)
+}
+
+/// What never runs dry, and what will do if there is no memory for that: no more than usual.
+fn sizes(room: u16, demand: Demand) -> (MempoolConfig, MempoolConfig) {
+    let whole = MempoolConfig {
+        data_room: room,
+        ..MempoolConfig::sized_for(demand)
+    };
     // Larger buffers, fewer of them; but receive queues are filled once at the start.
     let factor = u32::from(room.div_ceil(MempoolConfig::DEFAULT_ROOM)).max(1);
-    let filled = u32::from(rx) * u32::from(descriptors);
-    MempoolConfig {
-        count: all.min((BUFFERS / factor).max(filled + filled / 2)),
-        data_room: room,
-        node: None,
-    }
+    let filled = u32::from(demand.rx_queues) * u32::from(demand.descriptors);
+    let usual = (BUFFERS / factor).max(filled + filled / 2);
+    let least = MempoolConfig {
+        count: usual.min(whole.count),
+        ..whole
+    };
+    (whole, least)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn counts(room: u16, queues: (u16, u16), threads: u16) -> (u32, u32) {
+        let demand = Demand {
+            rx_queues: queues.0,
+            tx_queues: queues.1,
+            descriptors: 1024,
+            threads,
+        };
+        let (whole, least) = sizes(room, demand);
+        assert_eq!((whole.data_room, least.data_room), (room, room));
+        (whole.count, least.count)
+    }
+
     #[test]
-    fn pools_by_queues_and_room() {
-        let count = |room, queues, workers| size(room, queues, 1024, workers).count;
-        assert_eq!(count(2048, (1, 1), 1), 2048 + 2 * 512);
-        // As many as usual, or what fills the receive queues.
-        assert_eq!(count(2048, (1, 16), 16), BUFFERS);
-        assert_eq!(count(2048, (16, 16), 16), 16 * 1024 * 3 / 2);
-        assert_eq!(count(9280, (1, 1), 1), BUFFERS / 5);
-        assert_eq!(count(16_384, (1, 1), 1), 1536);
+    fn pools_by_queues_room_and_threads() {
+        let (whole, least) = counts(2048, (1, 1), 3);
+        assert_eq!((whole, least), (2080 + 3 * 448, whole));
+        // With as many queues as that, what will do is what is usual, or what fills the receive queues.
+        assert_eq!(counts(2048, (1, 16), 17).1, BUFFERS);
+        assert_eq!(counts(2048, (16, 16), 17).1, 16 * 1024 * 3 / 2);
+        assert_eq!(counts(9280, (1, 1), 3), (whole, BUFFERS / 5));
+        assert_eq!(counts(16_384, (1, 1), 3), (whole, 1536));
+    }
+
+    /// Workers that are added later have their caches in pools of devices that are open.
+    #[test]
+    fn a_pool_has_buffers_for_workers_that_come() {
+        for threads in 2..=65 {
+            let (whole, _) = counts(2048, (1, 1), threads);
+            let cache = MempoolConfig::sized_for(Demand {
+                rx_queues: 1,
+                tx_queues: 1,
+                descriptors: 1024,
+                threads,
+            });
+            let held = u32::from(threads) * (cache.cache * 3 / 2);
+            assert!(whole - held >= 2048 + 32, "{threads}");
+        }
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use vswitch_api::config;
 use vswitch_dpdk::{
-    Device, DeviceArg, MbufBurst, Mempool, PortConfig, PortError, RxQueue, StartedPort, Stock,
-    TxQueue,
+    Demand, Device, DeviceArg, MbufBurst, Mempool, PortConfig, PortError, RxQueue, StartedPort,
+    Stock, TxQueue,
 };
 use vswitch_packet::Accepts;
 
@@ -27,7 +27,7 @@ use crate::forward::vlan::VlanRule;
 use crate::forward::{BridgeIndex, PortIndex, PortRef};
 use crate::mailbox::Mailbox;
 use crate::worker::bell::Bell;
-use crate::worker::registry::Wanted;
+use crate::worker::registry::{MoveError, Wanted};
 use crate::worker::{BusyPoll, Input, QueueKey, Shared, Workers};
 
 const FLOWS: u16 = 64;
@@ -140,7 +140,17 @@ impl World {
         let settings = config::Dpdk::default();
         let eal = dpdk::start(&argument, &settings).unwrap();
         dpdk::adopt_thread();
-        let pool = PoolUse::take(eal, 2048, (2, 2), DESCRIPTORS, 2).unwrap();
+        let pool = PoolUse::take(
+            eal,
+            2048,
+            Demand {
+                rx_queues: 2,
+                tx_queues: 2,
+                descriptors: DESCRIPTORS,
+                threads: 3,
+            },
+        )
+        .unwrap();
         let source = open("net_ring20", (2, 2), pool.pool(), eal);
         let mut sink = open("net_ring21", (1, 1), pool.pool(), eal);
         let caps = sink.port.capabilities().tx;
@@ -199,6 +209,26 @@ impl World {
             last: [0; FLOWS as usize],
             seen: Seen::default(),
             _pool: pool,
+        }
+    }
+
+    /// While a queue is held for flows from another one neither goes to the other worker, which would know nothing of it.
+    fn check_what_is_held_stays(&self) {
+        let moves = || {
+            [0_u16, 1].map(|queue| {
+                let key = QueueKey { port: at(0), queue };
+                self.workers.move_queue(key, usize::from(1 - queue))
+            })
+        };
+        let write = || {
+            assert_eq!(moves(), [Err(MoveError::InTransit); 2]);
+            true
+        };
+        self.workers.redirect(at(0), &[0], 1, write).unwrap();
+        assert_eq!(moves(), [Ok(true); 2], "it is over");
+        for queue in 0..2_u16 {
+            let key = QueueKey { port: at(0), queue };
+            assert_eq!(self.workers.move_queue(key, queue.into()), Ok(true));
         }
     }
 
@@ -315,6 +345,7 @@ impl Drop for World {
 #[test]
 fn flows_keep_their_order_while_buckets_move() {
     let mut world = World::new();
+    world.check_what_is_held_stays();
     let redirect = |workers: &Workers, reta: &Reta, bucket: u16, from: u16| {
         let to = 1 - from;
         let write = || reta.set(&[bucket], to);

@@ -88,11 +88,13 @@ enum Letter {
     Stop,
 }
 
-/// What sessions report to the main thread.
+/// What sessions and the steward report to the main thread.
 #[derive(Debug)]
 pub enum Report {
     /// A guest's session has ended, and why.
     SessionEnded(PortRef, SessionId, String),
+    /// What was asked for under this number is done, and this was decided.
+    Rebalanced(steward::Order, Vec<steward::trace::Decision>),
 }
 
 /// What all workers share.
@@ -339,8 +341,15 @@ impl Worker {
 
     fn pin(&self) {
         let mut cores = CpuSet::new();
-        cores.set(self.core as usize);
-        if let Err(error) = rustix::thread::sched_setaffinity(None, &cores) {
+        let core = self.core as usize;
+        let pinned = if core < CpuSet::MAX_CPU {
+            cores.set(core);
+            rustix::thread::sched_setaffinity(None, &cores)
+        } else {
+            // A set has no place for it.
+            Err(rustix::io::Errno::INVAL)
+        };
+        if let Err(error) = pinned {
             tracing::warn!(core = self.core, %error, "the worker could not be pinned to its core");
         }
     }

@@ -64,6 +64,8 @@ pub struct Seen {
     pub vitals: Arc<Vitals>,
     /// The queues it owns, in order.
     pub queues: Vec<QueueKey>,
+    /// Some of them are to stay.
+    pub pinned: bool,
     /// It is kept out of use: new queues go to others.
     pub resting: bool,
 }
@@ -158,11 +160,16 @@ impl Table {
     /// Finds the worker with the fewest queues, among those in use if there are any and then among the near, and puts it
     /// to use.
     fn choose(&mut self, not: Option<usize>, near: Option<Node>) -> Option<usize> {
-        let queues = |worker: usize| self.queues.values().filter(|p| p.at() == worker).count();
+        let mut queues = vec![0_usize; self.workers.len()];
+        for place in self.queues.values() {
+            if let Some(count) = queues.get_mut(place.at()) {
+                *count += 1;
+            }
+        }
         let here = (0..self.workers.len()).filter(|w| Some(*w) != not && self.here(*w).is_some());
         let resting = |w: usize| self.here(w).is_none_or(|entry| entry.resting);
         let far = |w: usize| near.is_some() && self.here(w).map(|entry| entry.node) != near;
-        let chosen = here.min_by_key(|w| (resting(*w), far(*w), queues(*w)))?;
+        let chosen = here.min_by_key(|w| (resting(*w), far(*w), queues.get(*w)))?;
         self.set_resting(chosen, false);
         Some(chosen)
     }
@@ -342,17 +349,24 @@ impl Workers {
     /// The workers, by number.
     pub fn list(&self) -> Vec<Seen> {
         let table = self.table.lock();
-        let workers = table.workers.iter().enumerate();
+        let mut queues = vec![(Vec::new(), false); table.workers.len()];
+        for (key, place) in &table.queues {
+            if let Some((own, pinned)) = queues.get_mut(place.owner) {
+                own.push(*key);
+                *pinned |= table.pins.contains_key(key);
+            }
+        }
+        let workers = table.workers.iter().zip(queues).enumerate();
         workers
-            .filter_map(|(index, entry)| {
+            .filter_map(|(index, (entry, (queues, pinned)))| {
                 let entry = entry.as_ref().filter(|e| e.standing == Standing::Here)?;
-                let queues = table.queues.iter().filter(|(_, p)| p.owner == index);
                 Some(Seen {
                     index,
                     wanted: entry.wanted,
                     node: entry.node,
                     vitals: Arc::clone(&entry.vitals),
-                    queues: queues.map(|(key, _)| *key).collect(),
+                    queues,
+                    pinned,
                     resting: entry.resting,
                 })
             })
@@ -370,6 +384,20 @@ impl Workers {
             vitals: Arc::clone(&place.vitals),
         });
         queues.collect()
+    }
+
+    /// Has a queue in the books that no worker knows of.
+    #[cfg(test)]
+    pub(super) fn pretend(&self, key: QueueKey, owner: usize) -> Arc<QueueVitals> {
+        let vitals = Arc::<QueueVitals>::default();
+        let place = Place {
+            owner,
+            transit: None,
+            node: None,
+            vitals: Arc::clone(&vitals),
+        };
+        self.table.lock().queues.insert(key, place);
+        vitals
     }
 
     /// How many numbers are in use or were: what is kept by worker has so many places.
@@ -706,6 +734,21 @@ mod tests {
         assert_eq!(workers.move_queue(key, 1), Err(MoveError::NoWorker));
         assert_eq!(workers.pin(key, true), Err(MoveError::NoQueue));
         assert!(workers.detach(key).is_none() && workers.owner(key).is_none());
+        workers.stop();
+    }
+
+    /// Where it is not known which cores there are, any number may be configured.
+    #[test]
+    fn a_core_that_no_machine_has_is_no_reason_to_end() {
+        let workers = Workers::start(&[on(A), on(1 << 20)], &shared()).unwrap();
+        let lives = |w: &Seen| {
+            let started = std::time::Instant::now();
+            while !w.vitals.read().asleep && started.elapsed() < Duration::from_secs(10) {
+                thread::yield_now();
+            }
+            w.vitals.read().asleep
+        };
+        assert!(workers.list().iter().all(lives));
         workers.stop();
     }
 

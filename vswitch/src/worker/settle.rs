@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::forward::snapshot::GuestQueues;
+use crate::forward::patience::{self, Given};
+use crate::forward::snapshot::{GuestQueues, Port};
 use crate::forward::{PortRef, Snapshot};
 
 /// How often to look.
@@ -14,8 +15,69 @@ struct Waiting<'a> {
     guest: &'a GuestQueues,
     /// No longer than that.
     until: Instant,
-    /// Pairs, and the position behind what they were given.
-    pairs: Vec<(u16, u16)>,
+    /// What it is waited for.
+    pairs: Vec<Given>,
+    /// What it had not dealt with before.
+    earlier: Vec<Given>,
+    /// Buffers that it has used.
+    used: u64,
+}
+
+impl<'a> Waiting<'a> {
+    /// `None` for who has nothing left, or is no guest with several queues.
+    fn new(port: &'a Port, now: Instant, at_most: Option<Instant>) -> Option<Self> {
+        let guest = port.output.guest().filter(|guest| guest.active() > 1)?;
+        let given = |pair| {
+            let position = guest.under_way(pair)?;
+            Some(Given {
+                pair,
+                position,
+                since: now,
+            })
+        };
+        let mut pairs: Vec<_> = (0..guest.active()).filter_map(given).collect();
+        if pairs.is_empty() {
+            return None;
+        }
+        let patience = guest.steering().patience();
+        let counts = port.counters.iter();
+        let used = counts.map(|of| patience::used(of.delivered.get(), of.delivered_bytes.get()));
+        let used = used.sum();
+        let mut earlier = patience.vain(used);
+        earlier.retain(|given| guest.is_stuck_at(given));
+        // Who does not serve a pair for so long has to be taken as he is.
+        let old = earlier.iter().filter(|given| given.is_old(now));
+        let old: Vec<_> = old.map(|given| given.pair).collect();
+        pairs.retain(|given| !old.contains(&given.pair));
+        let until = now + patience.left(now);
+        Some(Waiting {
+            guest,
+            until: at_most.map_or(until, |at_most| until.min(at_most)),
+            pairs,
+            earlier,
+            used,
+        })
+    }
+
+    /// Whether that is the end of it, and whether it has dealt with everything.
+    fn look(&mut self, start: Instant, now: Instant) -> (bool, bool) {
+        let guest = self.guest;
+        self.pairs
+            .retain(|given| !guest.consumed(given.pair, given.position));
+        if !self.pairs.is_empty() && now < self.until {
+            return (false, false);
+        }
+        let mut rest = std::mem::take(&mut self.earlier);
+        rest.retain(|given| guest.is_stuck_at(given));
+        let new = std::mem::take(&mut self.pairs).into_iter();
+        let new = new.filter(|new| rest.iter().all(|given| given.pair != new.pair));
+        let new: Vec<_> = new.collect();
+        rest.extend(new);
+        let settled = rest.is_empty();
+        let patience = guest.steering().patience();
+        patience.waited(start, now, rest, self.used);
+        (true, settled)
+    }
 }
 
 /// Waits until guests with several queues have dealt with what they were given: workers know for themselves which of the
@@ -34,33 +96,14 @@ pub(super) fn settle_guests(
         .live(sender)
         .and_then(|port| snapshot.bridge(port.bridge));
     let members = bridge.iter().flat_map(|bridge| &bridge.members);
-    let guests = members.filter_map(|port| port.output.guest());
-    let guests = guests.filter(|guest| guest.active() > 1);
-    let mut waiting: Vec<Waiting<'_>> = guests
-        .filter_map(|guest| {
-            let pairs = (0..guest.active()).filter_map(|pair| Some((pair, guest.under_way(pair)?)));
-            let pairs: Vec<_> = pairs.collect();
-            let until = start + guest.steering().patience().left(start);
-            let until = at_most.map_or(until, |at_most| until.min(at_most));
-            (!pairs.is_empty()).then_some(Waiting {
-                guest,
-                until,
-                pairs,
-            })
-        })
+    let mut waiting: Vec<_> = members
+        .filter_map(|port| Waiting::new(port, start, at_most))
         .collect();
     loop {
         let now = Instant::now();
         waiting.retain_mut(|wait| {
-            let guest = wait.guest;
-            wait.pairs
-                .retain(|(pair, position)| !guest.consumed(*pair, *position));
-            let settled = wait.pairs.is_empty();
-            let over = settled || now >= wait.until;
+            let (over, settled) = wait.look(start, now);
             all &= settled || !over;
-            if over {
-                guest.steering().patience().waited(start, now, settled);
-            }
             !over
         });
         if waiting.is_empty() {

@@ -132,6 +132,10 @@ fn main() -> ExitCode {
             unprivileged::pool_hands_out_and_takes_back,
         ),
         trial(
+            "caches_leave_enough_for_queues",
+            unprivileged::caches_leave_enough_for_queues,
+        ),
+        trial(
             "pool_larger_than_memory_is_refused",
             unprivileged::pool_larger_than_memory,
         ),

@@ -94,6 +94,7 @@ pub(crate) fn packet_socket_on_a_veth() -> Outcome {
         count: 512,
         data_room: 16_384,
         node: None,
+        ..MempoolConfig::default()
     };
     let pool = Mempool::new(eal, config)?;
     let mut started = Device::probe(eal, &large.parse()?)?.start(&jumbo, pool)?;

@@ -1,11 +1,12 @@
 //! Drivers and machinery that need no privilege.
 
 use std::fs;
+use std::sync::Barrier;
 use std::thread;
 
 use vswitch_dpdk::{
-    Checksum, Device, Eal, EalConfig, EalError, FrameError, MbufBurst, Mempool, MempoolConfig,
-    MempoolError, PortConfig, PortError, Stock, ThreadError, ThreadGuard, Wake,
+    BURST, Checksum, Demand, Device, Eal, EalConfig, EalError, FrameError, MbufBurst, Mempool,
+    MempoolConfig, MempoolError, PortConfig, PortError, Stock, ThreadError, ThreadGuard, Wake,
 };
 
 use crate::{Outcome, build, bytes, frame, receive, setup, start};
@@ -63,6 +64,54 @@ pub(crate) fn pool_hands_out_and_takes_back() -> Outcome {
         Stock::new(pool).frame(64, |_, room| room.len()).err(),
         Some(FrameError::NoBuffers)
     );
+    Ok(None)
+}
+
+/// Threads that come after the pool was made fill their caches, and sleep. What remains has to fill a port's queues.
+pub(crate) fn caches_leave_enough_for_queues() -> Outcome {
+    const THREADS: u16 = 8;
+    const DESCRIPTORS: u16 = 256;
+    let eal = setup().eal;
+    let left_of_pool_for = |threads| {
+        let config = MempoolConfig::sized_for(Demand {
+            rx_queues: 1,
+            tx_queues: 1,
+            descriptors: DESCRIPTORS,
+            threads,
+        });
+        let pool = Mempool::new(eal, config).unwrap();
+        let done = Barrier::new(usize::from(THREADS) + 1);
+        let left = thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let _guard = ThreadGuard::register(eal).unwrap();
+                    // As much as a cache takes, and not so much that all of it goes back.
+                    let burst = || {
+                        let mut burst = MbufBurst::new();
+                        pool.alloc_bulk(&mut burst);
+                        burst
+                    };
+                    let bursts: Vec<_> = (0..4).map(|_| burst()).collect();
+                    drop(bursts);
+                    done.wait();
+                    done.wait();
+                });
+            }
+            done.wait();
+            let left: Vec<_> = std::iter::from_fn(|| pool.alloc()).collect();
+            let count = left.len();
+            drop(left);
+            done.wait();
+            count
+        });
+        assert_eq!(pool.available(), config.count);
+        left
+    };
+    let needed = 2 * usize::from(DESCRIPTORS) + BURST;
+    let (few, enough) = (left_of_pool_for(1), left_of_pool_for(THREADS + 1));
+    println!("{needed} needed; {few} left of a pool for one thread, {enough} of one for all");
+    assert!(enough >= needed);
+    assert!(few < needed, "the caches were not full");
     Ok(None)
 }
 

@@ -5,6 +5,7 @@
 //! has forwarded what that held, and the devices and guests it forwarded to are done with it; [`HOLD`] at most, whatever
 //! happens.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::time::{Duration, Instant};
@@ -41,7 +42,8 @@ impl Workers {
     }
 
     /// Makes a change by which flows leave some receive queues of a port for another one, without reordering them; `write`
-    /// tells the device, and says whether it has. True if everything was in time, false if the wait was over first.
+    /// tells the device, and says whether it has. True if everything was in time, false if the wait was over first. None of
+    /// these queues goes to another worker meanwhile.
     ///
     /// # Errors
     /// [`MoveError::NoQueue`] also if the device refused. Nothing has changed then.
@@ -53,23 +55,26 @@ impl Workers {
         write: impl FnOnce() -> bool,
     ) -> Result<bool, MoveError> {
         let to = QueueKey { port, queue: to };
-        let (new, mail) = self.owner_of(to)?;
-        let worker = Arc::downgrade(&mail);
+        let from: Vec<_> = from.iter().map(|&queue| QueueKey { port, queue }).collect();
+        // What a worker knows of a queue that it holds or drains would not go with the queue.
+        let claim = self.claim(from.iter().chain([&to]))?;
+        let new = claim.owner(to).ok_or(MoveError::NoQueue)?;
+        let mail = self.mail_of(new).ok_or(MoveError::NoWorker)?;
         let until = hear(mail, |told| Letter::Hold(to, told)).flatten();
         let until = until.ok_or(MoveError::NoQueue)?;
         let outcome = if write() {
-            Ok(self.drain(port, from, new, until) && Instant::now() < until)
+            Ok(self.drain(&claim, &from, new, until) && Instant::now() < until)
         } else {
             Err(MoveError::NoQueue)
         };
-        if let Some(mail) = worker.upgrade() {
+        if let Some(mail) = self.mail_of(new) {
             send(&mail, Letter::Release(to));
         }
         outcome
     }
 
     /// Waits until these queues are drained, and until it does not matter that another worker goes on with their flows.
-    fn drain(&self, port: PortRef, from: &[u16], new: usize, until: Instant) -> bool {
+    fn drain(&self, claim: &Claim<'_>, from: &[QueueKey], new: usize, until: Instant) -> bool {
         let written = Instant::now();
         while written.elapsed() < PIPELINE {
             std::hint::spin_loop();
@@ -77,17 +82,14 @@ impl Workers {
         let mut all = true;
         let mut owners = Vec::new();
         let mut answers = Vec::new();
-        for queue in from {
-            let key = QueueKey {
-                port,
-                queue: *queue,
-            };
-            match self.owner_of(key) {
-                Ok((owner, mail)) => {
-                    answers.push(ask(&mail, |told| Letter::Drain(key, told)));
+        for key in from {
+            let owner = claim.owner(*key);
+            match owner.and_then(|owner| Some((owner, self.mail_of(owner)?))) {
+                Some((owner, mail)) => {
+                    answers.push(ask(&mail, |told| Letter::Drain(*key, told)));
                     owners.push(owner);
                 }
-                Err(_) => all = false,
+                None => all = false,
             }
         }
         for answer in answers {
@@ -100,19 +102,56 @@ impl Workers {
         for owner in &owners {
             all &= self.nics_settle(*owner, new, until);
         }
-        all && (owners.is_empty() || settle_guests(&self.shared.snapshot.load(), port, Some(until)))
+        let port = from.first().map(|key| key.port);
+        let settled = |port| settle_guests(&self.shared.snapshot.load(), port, Some(until));
+        all && (owners.is_empty() || port.is_none_or(settled))
     }
 
-    /// Who has a queue that is not on its way somewhere.
-    fn owner_of(&self, key: QueueKey) -> Result<(usize, Arc<Mailbox<Letter>>), MoveError> {
-        let table = self.table.lock();
-        let place = table.queues.get(&key).ok_or(MoveError::NoQueue)?;
-        if place.transit.is_some() {
-            return Err(MoveError::InTransit);
+    /// Keeps queues where they are. As if they were in transit to their owners: whoever wants one waits or is refused.
+    fn claim<'k>(&self, keys: impl Iterator<Item = &'k QueueKey>) -> Result<Claim<'_>, MoveError> {
+        let mut table = self.table.lock();
+        let owners = keys.map(|key| match table.queues.get(key) {
+            None => Err(MoveError::NoQueue),
+            Some(place) if place.transit.is_some() => Err(MoveError::InTransit),
+            Some(place) => Ok((*key, place.owner)),
+        });
+        let owners: BTreeMap<_, _> = owners.collect::<Result<_, _>>()?;
+        for (key, owner) in &owners {
+            if let Some(place) = table.queues.get_mut(key) {
+                place.transit = Some(*owner);
+            }
         }
-        let entry = table.workers.get(place.owner).and_then(Option::as_ref);
-        let entry = entry.ok_or(MoveError::NoWorker)?;
-        Ok((place.owner, Arc::clone(&entry.mail)))
+        Ok(Claim {
+            workers: self,
+            owners,
+        })
+    }
+
+    /// None if it has ended.
+    fn mail_of(&self, worker: usize) -> Option<Arc<Mailbox<Letter>>> {
+        let table = self.table.lock();
+        let entry = table.workers.get(worker)?.as_ref()?;
+        Some(Arc::clone(&entry.mail))
+    }
+}
+
+/// Queues that stay with their owners, until this is dropped.
+struct Claim<'w> {
+    workers: &'w Workers,
+    owners: BTreeMap<QueueKey, usize>,
+}
+
+impl Claim<'_> {
+    fn owner(&self, key: QueueKey) -> Option<usize> {
+        self.owners.get(&key).copied()
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        for (key, owner) in &self.owners {
+            self.workers.settled(*key, *owner);
+        }
     }
 }
 

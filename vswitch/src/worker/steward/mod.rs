@@ -35,9 +35,11 @@ use vswitch_flowtable::scale::{self, Scaler};
 
 use super::bell::Ears;
 use super::registry::{MoveError, QueueSeen, Seen, Workers};
-use super::{QueueKey, Shared};
+use super::{QueueKey, Report, Shared};
+pub use orders::Order;
 use trace::{Decision, Trace, What};
 
+mod orders;
 #[cfg(feature = "dpdk")]
 mod reta;
 pub mod trace;
@@ -46,8 +48,6 @@ pub mod trace;
 const WORKERS: usize = 64;
 /// Queues that are looked at.
 const QUEUES: usize = 4096;
-/// For how long the operator's look measures.
-const SAMPLE: Duration = Duration::from_millis(50);
 /// A worker is pressed if it was busy for this share of the time since the last look.
 const PRESSED: f64 = 0.5;
 /// When to look again at a worker that rang and had been idle before.
@@ -82,6 +82,8 @@ pub struct Steward {
     shared: Arc<Shared>,
     workers: Arc<Workers>,
     brain: Mutex<Brain>,
+    trace: Arc<Trace>,
+    orders: Mutex<Vec<Order>>,
     ending: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -96,10 +98,13 @@ impl Steward {
         shared: &Arc<Shared>,
         duties: Duties,
     ) -> io::Result<Arc<Self>> {
+        let brain = Brain::new(duties);
         let steward = Arc::new(Steward {
             shared: Arc::clone(shared),
             workers: Arc::clone(workers),
-            brain: Mutex::new(Brain::new(duties)),
+            trace: Arc::clone(&brain.trace),
+            brain: Mutex::new(brain),
+            orders: Mutex::default(),
             ending: AtomicBool::new(false),
             thread: Mutex::new(None),
         });
@@ -127,28 +132,12 @@ impl Steward {
         self.brain.lock().duties
     }
 
-    /// Measures for a moment and balances now, whether that is switched on or not. Returns what was decided.
-    pub fn rebalance(&self) -> Vec<Decision> {
-        let mut brain = self.brain.lock();
-        brain.begin(Instant::now(), &self.workers);
-        std::thread::sleep(SAMPLE);
-        let now = SystemTime::now();
-        let outcome = brain.balance(Instant::now(), &self.workers);
-        let noted = brain.trace.decisions();
-        let new: Vec<_> = noted.into_iter().filter(|d| d.at >= now).collect();
-        if new.is_empty() {
-            brain.trace.note(now, What::Nothing, outcome.to_string());
-            return brain.trace.decisions().pop().into_iter().collect();
-        }
-        new
-    }
-
     /// Moves a queue to a worker and keeps it there, or leaves it to the steward again.
     ///
     /// # Errors
     /// See [`MoveError`].
     pub fn set(&self, key: QueueKey, worker: Option<usize>) -> Result<(), MoveError> {
-        let mut brain = self.brain.lock();
+        let brain = self.brain.lock();
         let now = SystemTime::now();
         let asked = "the operator asked for it";
         match worker {
@@ -174,7 +163,7 @@ impl Steward {
 
     /// The last decisions, the oldest first.
     pub fn trace(&self) -> Vec<Decision> {
-        self.brain.lock().trace.decisions()
+        self.trace.decisions()
     }
 
     /// Ends its thread and waits for it.
@@ -186,13 +175,22 @@ impl Steward {
         }
     }
 
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
     fn run(&self) {
         let bell = &self.shared.bell;
         let mut next = Next::QUIET;
-        while !self.ending.load(Ordering::Relaxed) {
+        while !self.is_ending() {
             bell.listen(next.ears);
             let rung = self.wait(next.within);
             bell.listen(Ears::Deaf);
+            if self.take_orders() {
+                // It goes on watching if there is anything to watch.
+                next = self.brain.lock().next(&self.workers, 1.0);
+                continue;
+            }
             let asleep = next.within.is_none();
             let mut brain = self.brain.lock();
             let now = Instant::now();
@@ -244,7 +242,7 @@ struct Brain {
     duties: Duties,
     balancer: Balancer,
     scaler: Scaler,
-    trace: Trace,
+    trace: Arc<Trace>,
     started: Instant,
     /// When balancing last looked, and what it saw.
     balanced: Instant,
@@ -276,7 +274,7 @@ impl Brain {
             duties,
             balancer: Balancer::new(QUEUES, WORKERS, balance::Settings::default()),
             scaler: scaler(CALM_MIN),
-            trace: Trace::default(),
+            trace: Arc::default(),
             started: now,
             balanced: now,
             queues: BTreeMap::new(),
@@ -299,30 +297,43 @@ impl Brain {
         self.remember_busy(now, &workers.list());
     }
 
-    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) {
-        let mut known = BTreeMap::new();
+    /// What each of these queues took since balancing last looked, in nanoseconds. They are in order, as what is known is.
+    fn loads(&self, queues: &[QueueSeen]) -> Vec<u64> {
+        let mut known = self.queues.iter().peekable();
+        let load = |queue: &QueueSeen| {
+            while known.next_if(|(key, _)| **key < queue.key).is_some() {}
+            let before = known.next_if(|(key, _)| **key == queue.key);
+            let before = before.map_or(0, |(_, known)| known.busy_ns);
+            queue.vitals.busy_ns().saturating_sub(before)
+        };
+        queues.iter().map(load).collect()
+    }
+
+    /// The same, and measures from now on. A queue keeps its number, because the balancer remembers what it did with it.
+    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) -> Vec<u64> {
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
             if let Some(taken) = taken.get_mut(usize::from(old.item)) {
                 *taken = true;
             }
         }
+        let mut free = (0..).zip(&taken).filter(|(_, taken)| !**taken);
+        let mut old = self.queues.iter().peekable();
+        let (mut known, mut loads) = (Vec::new(), Vec::new());
         for queue in queues {
-            // A queue keeps its number, because the balancer remembers what it did with it.
-            let item = match self.queues.get(&queue.key) {
-                Some(known) => known.item,
-                None => match taken.iter().position(|taken| !taken) {
-                    Some(free) => free as u16,
-                    None => continue,
-                },
-            };
-            if let Some(taken) = taken.get_mut(usize::from(item)) {
-                *taken = true;
-            }
+            while old.next_if(|(key, _)| **key < queue.key).is_some() {}
+            let before = old.next_if(|(key, _)| **key == queue.key);
+            let before = before.map(|(_, known)| *known);
             let busy_ns = queue.vitals.busy_ns();
-            known.insert(queue.key, Known { item, busy_ns });
+            loads.push(busy_ns.saturating_sub(before.map_or(0, |known| known.busy_ns)));
+            let item = match before {
+                Some(known) => Some(known.item),
+                None => free.next().map(|(item, _)| item),
+            };
+            known.extend(item.map(|item| (queue.key, Known { item, busy_ns })));
         }
-        (self.queues, self.balanced) = (known, now);
+        (self.queues, self.balanced) = (known.into_iter().collect(), now);
+        loads
     }
 
     fn remember_busy(&mut self, now: Instant, workers: &[Seen]) {
@@ -388,11 +399,8 @@ impl Brain {
         }
         let in_use = list.iter().filter(|w| !w.resting).count();
         // Workers that may still be spared are watched until they are.
-        let spare = self.duties.scales() && in_use > 1 && {
-            let queues = workers.queues();
-            let pinned = |w: &&Seen| queues.iter().any(|q| q.owner == w.index && q.pinned);
-            list.iter().any(|w| !w.resting && !pinned(&w))
-        };
+        let spare =
+            self.duties.scales() && in_use > 1 && list.iter().any(|w| !w.resting && !w.pinned);
         if busy < QUIET && !spare {
             return Next::QUIET;
         }
@@ -465,14 +473,18 @@ impl Brain {
     fn looks(&self, now: Instant, list: &[Seen], workers: &Workers) -> Vec<scale::Look> {
         let elapsed = now.duration_since(self.scaled);
         let queues = workers.queues();
-        let loaded = |q: &&QueueSeen| {
-            let before = self.queues.get(&q.key).map_or(0, |known| known.busy_ns);
-            !q.pinned && q.vitals.busy_ns() > before
-        };
+        let mut loaded = [0_usize; WORKERS];
+        for (queue, load) in queues.iter().zip(self.loads(&queues)) {
+            if let Some(loaded) = loaded
+                .get_mut(queue.owner)
+                .filter(|_| load > 0 && !queue.pinned)
+            {
+                *loaded += 1;
+            }
+        }
         let look = |worker: &Seen| {
             let pulse = worker.vitals.read();
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
-            let own = || queues.iter().filter(|q| q.owner == worker.index);
             let busy = Duration::from_nanos(pulse.busy_ns.saturating_sub(before));
             let pressed = !pulse.asleep && busy >= elapsed.mul_f64(PRESSED);
             scale::Look {
@@ -480,8 +492,8 @@ impl Brain {
                 delay: if pressed { pulse.delay } else { Duration::ZERO },
                 standing: pressed && pulse.standing > 0,
                 busy,
-                divisible: own().filter(loaded).count() > 1,
-                stays: own().any(|q| q.pinned),
+                divisible: loaded.get(worker.index).is_some_and(|loaded| *loaded > 1),
+                stays: worker.pinned,
                 node: worker.node,
             }
         };
@@ -495,15 +507,15 @@ impl Brain {
         let (list, queues) = (workers.list(), workers.queues());
         self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
-        let before = self.queues.clone();
-        self.remember(now, &queues);
-        let load = |queue: &QueueSeen| {
-            let since = before.get(&queue.key).map_or(0, |known| known.busy_ns);
-            queue.vitals.busy_ns().saturating_sub(since)
-        };
+        let measured = self.remember(now, &queues);
+        let mut by_owner = [0_u64; WORKERS];
+        for (queue, load) in queues.iter().zip(&measured) {
+            if let Some(sum) = by_owner.get_mut(queue.owner) {
+                *sum += load;
+            }
+        }
         // A turn counts when it ends, and one that was kept from its core may have begun long before.
-        let of = |w: &Seen| queues.iter().filter(|q| q.owner == w.index).map(load).sum();
-        let longest: u64 = list.iter().map(of).max().unwrap_or(0);
+        let longest = by_owner.into_iter().max().unwrap_or(0);
         let mut rooms = rooms(&list, elapsed.max(longest).max(1));
         // Numbers without a queue, and pinned queues, are where they need not go away from.
         let taker = rooms.iter().position(|room| room.takes).unwrap_or(0);
@@ -522,20 +534,13 @@ impl Brain {
         ];
         let mut names = vec![None; items.len()];
         #[cfg(feature = "dpdk")]
-        let (whole, mut loads) = (rooms.clone(), BTreeMap::new());
-        for queue in &queues {
-            let Some(known) = self.queues.get(&queue.key) else {
+        let whole = rooms.clone();
+        let mut known = self.queues.iter().peekable();
+        for (queue, &load) in queues.iter().zip(&measured) {
+            // Only those that found no number are missing.
+            let Some((_, known)) = known.next_if(|(key, _)| **key == queue.key) else {
                 continue;
             };
-            let load = load(queue);
-            #[cfg(feature = "dpdk")]
-            loads.insert(
-                queue.key,
-                reta::QueueLoad {
-                    owner: queue.owner,
-                    load,
-                },
-            );
             if queue.pinned {
                 if let Some(room) = rooms.get_mut(queue.owner) {
                     room.capacity = room.capacity.saturating_sub(load).max(1);
@@ -553,12 +558,19 @@ impl Brain {
             }
         }
         let plan = self.balancer.plan(&items, &rooms);
-        carry_out(&plan, &names, workers, &mut self.trace);
+        carry_out(&plan, &names, workers, &self.trace);
         let outcome = plan.outcome;
         // One thing at a time: what was measured is of the queues as they were.
         #[cfg(feature = "dpdk")]
-        if plan.moves.is_empty() && self.retas.balance(&loads, &whole, workers, &mut self.trace) {
-            self.balancer.hurry();
+        if plan.moves.is_empty() {
+            let loads = queues.iter().zip(measured).map(|(queue, load)| {
+                let owner = queue.owner;
+                (queue.key, reta::QueueLoad { owner, load })
+            });
+            let loads = reta::Loads::new(loads);
+            if self.retas.balance(&loads, &whole, workers, &self.trace) {
+                self.balancer.hurry();
+            }
         }
         outcome
     }
@@ -594,7 +606,7 @@ fn rooms(list: &[Seen], capacity: u64) -> Vec<WorkerRoom> {
     rooms
 }
 
-fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, trace: &mut Trace) {
+fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, trace: &Trace) {
     let named = |item: Item| names.get(usize::from(item.0)).copied().flatten();
     for a_move in plan.moves {
         let (from, to) = (usize::from(a_move.from.0), usize::from(a_move.to.0));
@@ -626,5 +638,7 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
     }
 }
 
+#[cfg(test)]
+mod cost;
 #[cfg(test)]
 mod tests;

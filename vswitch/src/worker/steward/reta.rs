@@ -23,6 +23,44 @@ pub(super) struct QueueLoad {
     pub(super) load: u64,
 }
 
+/// What all queues took since the last look.
+pub(super) struct Loads {
+    queues: BTreeMap<QueueKey, QueueLoad>,
+    /// By owner, all together.
+    owners: Vec<u64>,
+}
+
+impl Loads {
+    pub(super) fn new(queues: impl IntoIterator<Item = (QueueKey, QueueLoad)>) -> Self {
+        let queues: BTreeMap<_, _> = queues.into_iter().collect();
+        let mut owners = Vec::new();
+        for QueueLoad { owner, load } in queues.values() {
+            if owners.len() <= *owner {
+                owners.resize(owner + 1, 0);
+            }
+            if let Some(sum) = owners.get_mut(*owner) {
+                *sum += load;
+            }
+        }
+        Loads { queues, owners }
+    }
+
+    /// A port's queues from 0 on. `None` if some of so many are missing.
+    fn of(&self, port: PortRef, queues: u16) -> Option<Vec<QueueLoad>> {
+        let all = QueueKey { port, queue: 0 }..QueueKey {
+            port,
+            queue: queues,
+        };
+        let found: Vec<_> = self.queues.range(all).map(|(_, load)| *load).collect();
+        (found.len() == usize::from(queues)).then_some(found)
+    }
+
+    /// What an owner's queues took.
+    fn by(&self, owner: usize) -> u64 {
+        self.owners.get(owner).copied().unwrap_or_default()
+    }
+}
+
 /// The ports with a table.
 #[derive(Default)]
 pub(super) struct Retas {
@@ -48,14 +86,14 @@ impl Retas {
     /// Moves buckets; true if it did. `rooms` are the workers, by number.
     pub(super) fn balance(
         &mut self,
-        loads: &BTreeMap<QueueKey, QueueLoad>,
+        loads: &Loads,
         rooms: &[WorkerRoom],
         workers: &Workers,
-        trace: &mut Trace,
+        trace: &Trace,
     ) -> bool {
         let retas = workers.retas();
         self.ports
-            .retain(|port, _| retas.iter().any(|(at, _)| at == port));
+            .retain(|port, _| retas.binary_search_by_key(port, |(at, _)| *at).is_ok());
         let mut moved = false;
         for (port, reta) in retas {
             let (table, counted) = (reta.table(), reta.counted());
@@ -119,22 +157,20 @@ fn by_target(moves: &[balance::Move]) -> BTreeMap<u16, Vec<balance::Move>> {
 fn sides(
     port: PortRef,
     queues: usize,
-    loads: &BTreeMap<QueueKey, QueueLoad>,
+    loads: &Loads,
     rooms: &[WorkerRoom],
 ) -> Option<(Vec<WorkerRoom>, Vec<u64>)> {
-    let own: Vec<QueueLoad> = (0..queues as u16)
-        .map(|queue| loads.get(&QueueKey { port, queue }).copied())
-        .collect::<Option<_>>()?;
+    let own = loads.of(port, u16::try_from(queues).ok()?)?;
+    // Of each owner, how many of these it has and what they took.
+    let mut sums = BTreeMap::<usize, (u64, u64)>::new();
+    for queue in &own {
+        let (count, load) = sums.entry(queue.owner).or_default();
+        (*count, *load) = (*count + 1, *load + queue.load);
+    }
     let side = |queue: &QueueLoad| {
         let room = rooms.get(queue.owner)?;
-        let beside = loads
-            .iter()
-            .filter(|(key, other)| key.port != port && other.owner == queue.owner);
-        let beside: u64 = beside.map(|(_, other)| other.load).sum();
-        let sharing = own
-            .iter()
-            .filter(|other| other.owner == queue.owner)
-            .count() as u64;
+        let (sharing, theirs) = sums.get(&queue.owner).copied().unwrap_or_default();
+        let beside = loads.by(queue.owner).saturating_sub(theirs);
         Some(WorkerRoom {
             capacity: (room.capacity.saturating_sub(beside) / sharing.max(1)).max(1),
             node: Node(0),
@@ -203,7 +239,7 @@ mod tests {
     #[test]
     fn a_queue_has_what_its_owner_has_left() {
         let load = |owner, load| QueueLoad { owner, load };
-        let loads = BTreeMap::from([
+        let loads = Loads::new([
             (key(0, 0), load(0, 10)),
             (key(0, 1), load(1, 20)),
             (key(0, 2), load(1, 30)),

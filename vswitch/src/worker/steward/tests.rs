@@ -5,7 +5,7 @@ use crate::worker::BusyPoll;
 use crate::worker::bell::Bell;
 use crate::worker::registry::Wanted;
 
-const ALL: Duties = Duties {
+pub(super) const ALL: Duties = Duties {
     rebalance: true,
     scale: true,
 };
@@ -15,7 +15,7 @@ const NONE: Duties = Duties {
 };
 
 /// Workers on cores that do not exist: the threads run unpinned, which is all the same here.
-fn workers(count: u32) -> Arc<Workers> {
+pub(super) fn workers(count: u32) -> Arc<Workers> {
     let shared = Arc::new(Shared {
         snapshot: arc_swap::ArcSwap::default(),
         clock: 0.into(),

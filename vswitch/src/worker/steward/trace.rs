@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
+
 use super::super::QueueKey;
 
 /// Decisions that are kept.
@@ -63,24 +65,25 @@ pub struct Decision {
     pub reason: String,
 }
 
-/// The last [`KEPT`] decisions, the oldest first.
+/// The last [`KEPT`] decisions, the oldest first. Who reads them does not wait for what is being decided.
 #[derive(Debug, Default)]
 pub struct Trace {
-    decisions: VecDeque<Decision>,
+    decisions: Mutex<VecDeque<Decision>>,
 }
 
 impl Trace {
     /// Notes a decision; the oldest makes room for it. A remark is dropped if it was made a moment ago.
-    pub fn note(&mut self, at: SystemTime, what: What, reason: impl Into<String>) {
+    pub fn note(&self, at: SystemTime, what: What, reason: impl Into<String>) {
+        let mut decisions = self.decisions.lock();
         let lately = |d: &&Decision| at.duration_since(d.at).unwrap_or_default() < REMARK_AGAIN;
-        let mut recent = self.decisions.iter().rev().take_while(lately);
+        let mut recent = decisions.iter().rev().take_while(lately);
         if what.is_remark() && recent.any(|d| d.what == what) {
             return;
         }
-        if self.decisions.len() >= KEPT {
-            self.decisions.pop_front();
+        if decisions.len() >= KEPT {
+            decisions.pop_front();
         }
-        self.decisions.push_back(Decision {
+        decisions.push_back(Decision {
             at,
             what,
             reason: reason.into(),
@@ -89,7 +92,7 @@ impl Trace {
 
     /// All of them, the oldest first.
     pub fn decisions(&self) -> Vec<Decision> {
-        self.decisions.iter().cloned().collect()
+        self.decisions.lock().iter().cloned().collect()
     }
 }
 
@@ -99,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_oldest_make_room() {
-        let mut trace = Trace::default();
+        let trace = Trace::default();
         for n in 0..KEPT + 10 {
             trace.note(SystemTime::UNIX_EPOCH, What::Grow(n), "");
         }
@@ -110,7 +113,7 @@ mod tests {
 
     #[test]
     fn remarks_are_not_repeated_at_once() {
-        let (mut trace, start) = (Trace::default(), SystemTime::UNIX_EPOCH);
+        let (trace, start) = (Trace::default(), SystemTime::UNIX_EPOCH);
         let after = |s| start + Duration::from_secs(s);
         for s in 0..150 {
             trace.note(after(s), What::Crowded, "");
