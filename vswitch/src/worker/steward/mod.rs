@@ -465,10 +465,11 @@ impl Brain {
     fn looks(&self, now: Instant, list: &[Seen], workers: &Workers) -> Vec<scale::Look> {
         let elapsed = now.duration_since(self.scaled);
         let queues = workers.queues();
-        let loaded = |q: &&QueueSeen| {
+        let grown = |q: &QueueSeen| {
             let before = self.queues.get(&q.key).map_or(0, |known| known.busy_ns);
-            !q.pinned && q.vitals.busy_ns() > before
+            q.vitals.busy_ns().saturating_sub(before)
         };
+        let loaded = |q: &&QueueSeen| !q.pinned && grown(q) > 0;
         let look = |worker: &Seen| {
             let pulse = worker.vitals.read();
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
@@ -483,6 +484,10 @@ impl Brain {
                 divisible: own().filter(loaded).count() > 1,
                 stays: own().any(|q| q.pinned),
                 node: worker.node,
+                help: help(
+                    worker.node,
+                    own().filter(loaded).map(|q| (q.node, grown(q))),
+                ),
             }
         };
         list.iter().map(look).collect()
@@ -560,8 +565,27 @@ impl Brain {
         if plan.moves.is_empty() && self.retas.balance(&loads, &whole, workers, &mut self.trace) {
             self.balancer.hurry();
         }
+        // Last, because it takes time: at the next look.
+        workers.look_for_homes(now);
         outcome
     }
+}
+
+/// Where a worker on this node is helped best, by the nodes and loads of the queues that it could give away: where most of
+/// those are at home that are not here, if they are more than a quarter. Of fewer, more would have to leave home than come
+/// there, until the two have half each.
+fn help(here: Node, queues: impl Iterator<Item = (Option<Node>, u64)>) -> Node {
+    let mut away = BTreeMap::<Node, u64>::new();
+    let mut all = 0;
+    for (node, load) in queues {
+        all += load;
+        if let Some(node) = node.filter(|node| *node != here) {
+            *away.entry(node).or_default() += load;
+        }
+    }
+    let most = away.into_iter().max_by_key(|(_, load)| *load);
+    most.filter(|(_, load)| load.saturating_mul(4) > all)
+        .map_or(here, |(node, _)| node)
 }
 
 /// A scaler that takes a worker out of use after it had little to do for so long.
@@ -607,6 +631,7 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
                 // Numbers of items mean nothing to people.
                 Reason::BesideElephant(_) => "a heavy queue needs the room".to_owned(),
                 Reason::ElephantsApart(_) => "two heavy queues part".to_owned(),
+                Reason::Home(node) => format!("its memory or device is on node {}", node.0),
                 other => other.to_string(),
             };
             let (before, after) = (a_move.before * 100.0, a_move.after * 100.0);
