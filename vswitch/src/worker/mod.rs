@@ -339,7 +339,10 @@ impl Worker {
 
     fn pin(&self) {
         let mut cores = CpuSet::new();
-        cores.set(self.core as usize);
+        // Beyond, which the configuration does not allow, the set stays empty and the kernel refuses it.
+        if (self.core as usize) < CpuSet::MAX_CPU {
+            cores.set(self.core as usize);
+        }
         if let Err(error) = rustix::thread::sched_setaffinity(None, &cores) {
             tracing::warn!(core = self.core, %error, "the worker could not be pinned to its core");
         }
