@@ -13,9 +13,11 @@
 //!
 //! - A moved item rests for 8 looks; twice as long each time it goes back to where it came from, at most
 //!   [`LONGEST_REST`].
-//! - At most a sixteenth of the items move at a look, except when the set of workers changes.
+//! - At most a sixteenth of the items move at a look, or two that change places, except when the set of workers changes.
 //! - An *elephant*, above 30 % of its worker at two looks running, stays, and what shares its worker moves. Of two
 //!   elephants on one worker the lesser may move.
+//! - When the loads are even, items go *home*: to a worker on the node that they are near, if that makes neither
+//!   worker fuller than the fuller one was; or two change places, if both come home by that.
 //! - The time to the next look halves, down to 10 ms, while a large imbalance is being corrected, and doubles, up to
 //!   1 s, when nothing moved. A change of the set of workers starts it at 10 ms again.
 //!
@@ -26,6 +28,7 @@
 
 use std::time::Duration;
 
+mod home;
 mod plan;
 mod reason;
 

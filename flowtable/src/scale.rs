@@ -8,8 +8,8 @@
 //!
 //! A look costs a pass over the workers and is meant to come every 25 us, from whoever is busy.
 //!
-//! - **Grow** when a worker's queues were standing at two looks running, or have not been seen empty for 20 us. The parked
-//!   worker that is nearest wakes. 200 us of rest follow, in which what moves to it takes effect. A worker that has nothing
+//! - **Grow** when a worker's queues were standing at two looks running, or have not been seen empty for 20 us. A
+//!   parked worker wakes, one on the node where help is best if there is any, or else on the same. 200 us of rest follow, in which what moves to it takes effect. A worker that has nothing
 //!   it could give away is left alone.
 //! - **Shrink** when a worker that need not stay was busy less than 25 % over 20 ms, and what all do would keep the others
 //!   under 70 %. Every change starts the 20 ms again, so workers go one by one. The last one parks when it had nothing to do at all.
@@ -41,6 +41,8 @@ pub struct Look {
     pub stays: bool,
     /// Where it runs.
     pub node: Node,
+    /// Where help is best: where most of what it could give away would rather be handled, or where it runs.
+    pub help: Node,
 }
 
 /// The constants. [`Settings::default`] is what the module's page says.
@@ -245,7 +247,7 @@ impl Scaler {
                     .grew
                     .is_none_or(|grew| now.saturating_sub(grew) >= self.settings.rest);
                 let (number, reason) = self.loaded(looks).filter(|_| rested)?;
-                (nearest(looks, looks[number].node), reason)
+                (nearest(looks, looks[number]), reason)
             }
         };
         self.grew = Some(now);
@@ -320,12 +322,16 @@ impl Scaler {
     }
 }
 
-/// The first parked worker on the node, or else the first.
-fn nearest(looks: &[Look], node: Node) -> Option<usize> {
-    let near = looks
-        .iter()
-        .position(|look| look.parked && look.node == node);
-    near.or_else(|| looks.iter().position(|look| look.parked))
+/// The first parked worker where help is best, or else on the same node, or else the first.
+fn nearest(looks: &[Look], loaded: Look) -> Option<usize> {
+    let parked = |on: Option<Node>| {
+        looks
+            .iter()
+            .position(|look| look.parked && on.is_none_or(|node| look.node == node))
+    };
+    parked(Some(loaded.help))
+        .or_else(|| parked(Some(loaded.node)))
+        .or_else(|| parked(None))
 }
 
 #[cfg(test)]
@@ -344,6 +350,7 @@ mod tests {
             divisible: true,
             stays: false,
             node: Node(0),
+            help: Node(0),
         }
     }
 
@@ -393,6 +400,31 @@ mod tests {
             decision.to_string(),
             "worker 2 wakes: work of worker 0 stood at 2 looks"
         );
+    }
+
+    #[test]
+    fn help_comes_from_where_the_work_would_rather_be() {
+        let woken = |help, looks: &[u8]| {
+            let pressed = Look {
+                help: Node(help),
+                delay: Duration::from_millis(1),
+                node: Node(1),
+                ..awake(1.0)
+            };
+            let mut all = vec![pressed];
+            all.extend(looks.iter().copied().map(parked));
+            match Scaler::new(4, Settings::default()).look(EVERY, &all) {
+                Decision::Grow { wake, .. } => wake.0,
+                other => panic!("{other}"),
+            }
+        };
+        assert_eq!(woken(2, &[0, 1, 2]), 3, "where its queues are at home");
+        assert_eq!(
+            woken(3, &[0, 1, 2]),
+            2,
+            "nobody there: where it runs itself"
+        );
+        assert_eq!(woken(3, &[0, 2, 0]), 1, "nor there: anybody");
     }
 
     #[test]
@@ -525,6 +557,7 @@ mod tests {
                     divisible,
                     stays,
                     node: Node(node),
+                    help: Node(node),
                 },
             )
     }

@@ -22,6 +22,7 @@ mod hostile;
 mod load;
 mod multiqueue;
 mod nic;
+mod numa;
 mod offload_matrix;
 mod offloads;
 mod packed;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         multiqueue::CASES,
         steering::CASES,
         nic::CASES,
+        numa::CASES,
         wakeups::CASES,
         config::CASES,
         capture::CASES,

@@ -40,7 +40,7 @@ pub mod session;
 #[cfg(test)]
 mod testing;
 
-pub use memory::{Piece, Pieces};
+pub use memory::{MemoryNode, MemoryProbe, Piece, Pieces};
 pub use ring::{
     Call, CallReport, ChainError, Delivery, PLAIN_HEAD_LEN, QueueIndex, QueuePair, RingError,
     RxBurst, RxError, RxFeatures, RxRing, Sink, Standalone, StandaloneError, TxBurst, TxFrame,

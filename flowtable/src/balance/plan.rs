@@ -42,6 +42,9 @@ impl Balancer {
         self.sort(items, reference);
         self.evacuate(items);
         let outcome = self.even_out(items, changed);
+        if self.moves.is_empty() {
+            self.go_home(items);
+        }
         let imbalance = outcome.1;
         self.remember(changed);
         match (self.moves.is_empty(), outcome.0) {
@@ -314,7 +317,7 @@ impl Balancer {
     }
 
     /// The item at this place, unless it has moved.
-    fn waiting(&self, place: usize) -> Option<Item> {
+    pub(super) fn waiting(&self, place: usize) -> Option<Item> {
         let key = self.sorted[place];
         (key != u64::MAX).then_some(Item(key as u16))
     }

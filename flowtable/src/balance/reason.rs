@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Item, Worker};
+use super::{Item, Node, Worker};
 
 /// What a look found.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -85,6 +85,8 @@ pub enum Reason {
     BesideElephant(Item),
     /// Its worker has a larger elephant, and it is one itself.
     ElephantsApart(Item),
+    /// The worker that gets it is on its node, the one that had it was not.
+    Home(Node),
     /// The worker that gets it is new.
     WorkerJoins,
     /// Its worker takes nothing any more.
@@ -97,6 +99,7 @@ impl fmt::Display for Reason {
             Self::Even => f.write_str("the load evens out"),
             Self::BesideElephant(item) => write!(f, "elephant {} needs the room", item.0),
             Self::ElephantsApart(item) => write!(f, "away from elephant {}", item.0),
+            Self::Home(node) => write!(f, "it is at home on node {}", node.0),
             Self::WorkerJoins => f.write_str("the worker is new"),
             Self::WorkerLeaves => f.write_str("its worker leaves"),
         }

@@ -277,6 +277,98 @@ fn items_stay_near_their_memory_if_there_is_room() {
     assert_eq!(to, [1, 2], "worker 2 has more room, but is far");
 }
 
+/// Workers on these nodes.
+fn on(nodes: &[u8]) -> Vec<WorkerRoom> {
+    let mut room = workers(nodes.len());
+    for (room, node) in room.iter_mut().zip(nodes) {
+        room.node = Node(*node);
+    }
+    room
+}
+
+/// Items by worker, load and the node they are near.
+fn near(loads: &[(u16, f64, Option<u8>)]) -> Vec<ItemLoad> {
+    let plain: Vec<_> = loads.iter().map(|(at, load, _)| (*at, *load)).collect();
+    let mut items = items(&plain);
+    for (item, (_, _, node)) in items.iter_mut().zip(loads) {
+        item.node = node.map(Node);
+    }
+    items
+}
+
+fn moved(plan: &Plan<'_>) -> Vec<(u16, u16, Reason)> {
+    let moves = plan.moves.iter();
+    moves.map(|m| (m.item.0, m.to.0, m.reason)).collect()
+}
+
+#[test]
+fn items_go_home_when_that_makes_nobody_fuller() {
+    let home = Reason::Home(Node(1));
+    let plan = |items: &[ItemLoad], room: &[WorkerRoom]| {
+        let mut balancer = Balancer::new(512, 4, Settings::default());
+        moved(&balancer.plan(items, room))
+    };
+    let two = on(&[0, 1]);
+    assert_eq!(plan(&near(&[(0, 0.3, Some(1))]), &two), [(0, 1, home)]);
+    assert_eq!(
+        plan(&near(&[(0, 0.3, Some(2))]), &two),
+        [],
+        "nobody is there"
+    );
+    assert_eq!(plan(&near(&[(0, 0.3, None)]), &two), [], "nobody knows");
+    assert_eq!(plan(&near(&[(0, 0.3, Some(0))]), &two), [], "it is there");
+    assert_eq!(plan(&near(&[(0, 0.005, Some(1))]), &two), [], "no load");
+    let full = near(&[(0, 0.3, Some(1)), (1, 0.3, Some(1))]);
+    assert_eq!(plan(&full, &two), [], "the load does not allow it");
+    let room = near(&[(0, 0.3, Some(1)), (1, 0.3, Some(1)), (2, 0.0, None)]);
+    assert_eq!(plan(&room, &on(&[0, 1, 1])), [(0, 2, home)]);
+    let mut closed = on(&[0, 1]);
+    closed[1].takes = false;
+    assert_eq!(plan(&near(&[(0, 0.3, Some(1))]), &closed), [], "out of use");
+}
+
+#[test]
+fn two_change_places_where_one_alone_finds_no_room() {
+    let (there, back) = (Reason::Home(Node(1)), Reason::Home(Node(0)));
+    let mut balancer = Balancer::new(512, 4, Settings::default());
+    let mut items = near(&[(0, 0.4, Some(1)), (1, 0.4, Some(0)), (2, 0.4, None)]);
+    let room = on(&[0, 1, 1]);
+    let plan = balancer.plan(&items, &room);
+    assert_eq!(plan.outcome, Outcome::Moved);
+    assert_eq!(moved(&plan), [(0, 1, there), (1, 0, back)]);
+    assert_eq!(
+        plan.moves[0].to_string(),
+        "moved item 0 from worker 0 to 1: predicted maximum 0.40 -> 0.40, it is at home on node 1"
+    );
+    apply(&mut items, &plan);
+    assert!(balancer.plan(&items, &room).moves.is_empty());
+    // The larger one would fill whoever gets it.
+    let mut balancer = Balancer::new(512, 4, Settings::default());
+    let uneven = near(&[(0, 0.3, Some(1)), (1, 0.1, Some(0)), (1, 0.2, Some(1))]);
+    assert!(balancer.plan(&uneven, &on(&[0, 1])).moves.is_empty());
+}
+
+#[test]
+fn load_goes_before_home() {
+    let mut balancer = Balancer::new(512, 2, Settings::default());
+    let mut items = near(&[(0, 0.3, Some(0)), (0, 0.3, Some(0)), (0, 0.3, Some(0))]);
+    let room = on(&[0, 1]);
+    let plan = balancer.plan(&items, &room);
+    assert_eq!(moved(&plan), [(0, 1, Reason::Even)]);
+    apply(&mut items, &plan);
+    for _ in 0..50 {
+        let plan = balancer.plan(&items, &room);
+        assert!(plan.moves.is_empty(), "it would not fit: {:?}", plan.moves);
+    }
+    // The others have less to do: now it fits.
+    items[1].load = 0;
+    items[2].load = 0;
+    assert_eq!(
+        moved(&balancer.plan(&items, &room)),
+        [(0, 0, Reason::Home(Node(0)))]
+    );
+}
+
 #[test]
 fn nonsense_is_survived() {
     let mut balancer = Balancer::new(4, 2, Settings::default());
@@ -369,6 +461,42 @@ proptest! {
         let top = highest(&levels(&items, &room));
         // The bound of greedy assignment, 4/3, and what is not worth a move.
         prop_assert!(top <= 1.36 * mean.max(largest) + 0.021, "{top} of {mean}, {largest}");
+    }
+
+    /// Items that are near nodes, loads that stay: it comes to rest as well, no move home raises the largest load, and
+    /// nothing stays away from home that would find room there.
+    #[test]
+    fn homes_come_to_rest(
+        loads in any_loads(64),
+        places in prop::collection::vec((0u16..4, prop::option::of(0u8..3)), 64),
+        nodes in prop::collection::vec(0u8..3, 4),
+    ) {
+        let room = on(&nodes);
+        let mut balancer = Balancer::new(64, 4, Settings::default());
+        let mut items: Vec<_> = loads
+            .iter()
+            .zip(&places)
+            .map(|(load, (worker, node))| ItemLoad { worker: Worker(*worker), load: *load, node: node.map(Node) })
+            .collect();
+        for _ in 0..400 {
+            let before = highest(&levels(&items, &room));
+            let plan = balancer.plan(&items, &room);
+            prop_assert!(plan.moves.len() <= 64 / 16);
+            apply(&mut items, &plan);
+            prop_assert!(highest(&levels(&items, &room)) <= before + 1e-6);
+        }
+        for _ in 0..50 {
+            prop_assert!(balancer.plan(&items, &room).moves.is_empty());
+        }
+        let levels = levels(&items, &room);
+        for item in &items {
+            let at = room[usize::from(item.worker.0)].node;
+            let Some(home) = item.node.filter(|home| *home != at) else { continue };
+            let share = item.load as f64 / CAPACITY as f64;
+            let own = levels[usize::from(item.worker.0)];
+            let fits = |(room, level): (&WorkerRoom, &f64)| room.node == home && level + share < own - 1e-6;
+            prop_assert!(share < 0.011 || !room.iter().zip(&levels).any(fits), "{item:?} stays away");
+        }
     }
 
     /// Who takes nothing has nothing afterwards, whatever it takes.

@@ -13,18 +13,22 @@
 //! A front-end can shrink the file under a mapping, and touching what is gone raises `SIGBUS`.
 //! [`install_sigbus_guard`] turns that into zero bytes and a poisoned region; rings notice and stop, and the session ends.
 //!
+//! On which NUMA node it lies is asked through a [`MemoryProbe`], which keeps nothing mapped.
+//!
 //! Limits: [`MAX_REGIONS`] regions and [`MAX_BYTES`] bytes in a table; [`MAX_MAPPINGS`] mappings in the process.
 
 mod copy;
 mod guard;
 mod hint;
 mod mapping;
+mod numa;
 mod piece;
 mod sum;
 mod table;
 
 pub use guard::{MAX_MAPPINGS, install_sigbus_guard, poison_epoch};
 pub use mapping::MapError;
+pub use numa::{MemoryNode, MemoryProbe};
 pub use piece::{Piece, Pieces};
 pub use table::{
     GuestAddr, GuestMemory, MAX_BYTES, MAX_REGIONS, MemoryError, Region, RegionSpec, UserAddr,

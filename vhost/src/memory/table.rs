@@ -104,6 +104,10 @@ impl Region {
         self.mapping.poisoned()
     }
 
+    pub(super) fn span(&self) -> Span {
+        self.mapping.span()
+    }
+
     /// Guest addresses are below this.
     fn end(&self) -> u64 {
         // Checked in `map`.

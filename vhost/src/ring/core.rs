@@ -14,7 +14,7 @@ use super::chain::{Direction, Spans, Walk};
 use super::layout::{Base, Chain, Layout, Position, RingAddresses};
 use super::{QueuePair, RingError};
 use crate::features;
-use crate::memory::{GuestMemory, Window, poison_epoch};
+use crate::memory::{GuestMemory, MemoryProbe, Window, poison_epoch};
 
 /// How a ring that broke tells its session: a descriptor the session sleeps on.
 #[derive(Clone, Debug)]
@@ -128,6 +128,15 @@ impl<L: Layout> Core<L> {
         // A predecessor may have published without getting round to the call, and the guest may be waiting for it.
         core.nudge();
         Ok(core)
+    }
+
+    pub(super) fn memory_probe(&self) -> MemoryProbe {
+        let RingAddresses {
+            descriptors,
+            available,
+            used,
+        } = self.addresses;
+        MemoryProbe::new(&self.memory, [descriptors, available, used])
     }
 
     /// Finds the ring again in another table of memory. Where it stands does not change.

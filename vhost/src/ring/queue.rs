@@ -15,7 +15,7 @@ use super::split::SplitRing;
 use super::tx::{Transmit, TxBurst, TxScratch};
 use super::{QueuePair, RingError};
 use crate::features;
-use crate::memory::{GuestMemory, Pieces};
+use crate::memory::{GuestMemory, MemoryProbe, Pieces};
 
 /// A transmit queue, started. Owned by exactly one worker at a time.
 #[derive(Debug)]
@@ -432,6 +432,12 @@ macro_rules! of_the_session {
             #[must_use]
             pub fn queue_pair(&self) -> QueuePair {
                 each!($kind, &self.0, ring => ring.core.pair)
+            }
+
+            /// What tells on which NUMA node the memory lies that this ring is in.
+            #[must_use]
+            pub fn memory_probe(&self) -> MemoryProbe {
+                each!($kind, &self.0, ring => ring.core.memory_probe())
             }
 
             pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {

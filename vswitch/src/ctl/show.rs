@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use vswitch_api::config::{BusyPoll, SocketMode, Vlan};
 use vswitch_api::rpc::{
-    BridgeStatus, Link, LinkState, Origin, PortStatus, Rates, Status, VhostStatus, WorkerStatus,
+    BridgeStatus, Link, LinkState, MemoryStatus, Origin, PortStatus, Rates, Status, VhostStatus,
+    WorkerStatus,
 };
 
 use super::text::{Paint, Table, counted, duration, grouped, memory, scaled, wrapped};
@@ -180,6 +181,15 @@ fn remarks(port: &PortStatus, paint: Paint) -> Option<String> {
     (out.len() > begin).then_some(out)
 }
 
+/// Where a guest's memory lies.
+fn lies(memory: &MemoryStatus) -> String {
+    match (memory.node, memory.spread) {
+        (Some(node), _) => format!("node {node}"),
+        (None, true) => "spread over nodes".into(),
+        (None, false) => "node unknown".into(),
+    }
+}
+
 /// What a connected guest negotiated, several lines, each indented by two.
 pub(super) fn guest(vhost: &VhostStatus) -> String {
     let mut out = String::new();
@@ -196,7 +206,11 @@ pub(super) fn guest(vhost: &VhostStatus) -> String {
         let regions = counted(vhost.memory.regions.into(), "region", "regions");
         list(
             "memory",
-            &[format!("{} in {regions}", memory(vhost.memory.bytes))],
+            &[format!(
+                "{} in {regions}, {}",
+                memory(vhost.memory.bytes),
+                lies(&vhost.memory)
+            )],
         );
     }
     let queues: Vec<String> = vhost

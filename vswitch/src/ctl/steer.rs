@@ -34,7 +34,11 @@ pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
             ..
         } = worker;
         let percent = |share: f64| format!("{:.0}%", share.clamp(0.0, 1.0) * 100.0);
-        let queues: Vec<String> = worker.queues.iter().map(queue_name).collect();
+        let mark = |queue: &WorkerQueue| match worker.far.contains(queue) {
+            true => format!("{}*", queue_name(queue)),
+            false => queue_name(queue),
+        };
+        let queues: Vec<String> = worker.queues.iter().map(mark).collect();
         table.row([
             worker.index.to_string(),
             worker.core.to_string(),
@@ -56,7 +60,11 @@ pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
             or_dash(&queues.join(" ")),
         ]);
     }
-    table.render(paint)
+    let mut out = table.render(paint);
+    if list.workers.iter().any(|worker| !worker.far.is_empty()) {
+        out += "* its memory or device is on another NUMA node than the worker\n";
+    }
+    out
 }
 
 /// Which worker takes frames from which queue.
@@ -86,15 +94,19 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
     if status.queues.is_empty() {
         return out + "no queue is in use\n" + &guests;
     }
-    let mut table = Table::new(&["QUEUE", "WORKER", "", ">FRAMES", ">TIME", ">BUCKETS"]);
+    let mut table = Table::new(&[
+        "QUEUE", "WORKER", "NODE", "", ">FRAMES", ">TIME", ">BUCKETS",
+    ]);
     for queue in &status.queues {
         table.row([
             format!("{}/{}", queue.port, queue.queue),
             queue.worker.to_string(),
-            if queue.pinned {
-                "pinned".into()
-            } else {
-                String::new()
+            queue.node.map_or_else(|| "-".into(), |n| n.to_string()),
+            match (queue.pinned, queue.far) {
+                (true, true) => "pinned, far".into(),
+                (true, false) => "pinned".into(),
+                (false, true) => "far".into(),
+                (false, false) => String::new(),
             },
             grouped(queue.frames),
             format!("{:.1} s", queue.busy_ns as f64 / 1e9),
@@ -256,6 +268,7 @@ mod tests {
             busy_poll: BusyPoll::Adaptive,
             state,
             queues: Vec::new(),
+            far: Vec::new(),
             busy_share: 0.0,
             awake_share: 0.0,
             delay_ns: 0,
@@ -271,6 +284,7 @@ mod tests {
     fn what_people_read() {
         let busy = WorkerDetail {
             queues: vec![queue("nic", 0), queue("vm1", 0), queue("vm1", 1)],
+            far: vec![queue("vm1", 1)],
             busy_share: 0.3,
             awake_share: 0.6,
             delay_ns: 3_000,
@@ -296,6 +310,8 @@ mod tests {
                     port: "nic".into(),
                     queue: 0,
                     worker: 3,
+                    node: Some(0),
+                    far: false,
                     pinned: true,
                     busy_ns: 1_500_000_000,
                     frames: 12_000_000,
@@ -305,9 +321,22 @@ mod tests {
                     port: "vm1".into(),
                     queue: 0,
                     worker: 0,
+                    node: None,
+                    far: false,
                     pinned: false,
                     busy_ns: 0,
                     frames: 0,
+                    buckets: None,
+                },
+                SteeredQueue {
+                    port: "vm2".into(),
+                    queue: 0,
+                    worker: 0,
+                    node: Some(1),
+                    far: true,
+                    pinned: false,
+                    busy_ns: 200_000_000,
+                    frames: 1_000,
                     buckets: None,
                 },
             ],

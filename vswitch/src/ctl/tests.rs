@@ -38,6 +38,8 @@ fn port_status(name: &str) -> PortStatus {
         memory: MemoryStatus {
             regions: 2,
             bytes: 1 << 30,
+            node: Some(1),
+            spread: false,
         },
         max_queue_pairs: 2,
         queues: vec![

@@ -1,6 +1,6 @@
 //! The methods of the control socket, but for captures and what is answered later.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use vswitch_api::config::{self, AdminLink, Config, ConfigErrors, SocketMode};
 use vswitch_api::rpc::{
@@ -10,7 +10,7 @@ use vswitch_api::rpc::{
     RxCounters, Status, TxCounters, Version, VhostStatus, WorkerStatus, code, methods,
 };
 use vswitch_packet::MacAddr;
-use vswitch_vhost::features;
+use vswitch_vhost::{MemoryNode, features};
 
 use super::coalesce;
 use super::control::to_value;
@@ -122,6 +122,7 @@ fn version() -> Version {
 // ---- show -----------------------------------------------------------------------------------------------------------
 
 fn show(switch: &Switch) -> Status {
+    switch.workers.look_for_homes(Instant::now());
     Status {
         daemon: DaemonStatus {
             pid: std::process::id(),
@@ -174,6 +175,7 @@ fn workers(switch: &Switch) -> Vec<WorkerStatus> {
 
 fn port_show(switch: &Switch, name: &str) -> Result<PortDetail, RpcError> {
     let port = switch.find_port(name)?;
+    switch.workers.look_for_homes(Instant::now());
     Ok(PortDetail {
         status: port_status(switch, port),
         config: port.config.clone(),
@@ -280,6 +282,7 @@ fn guest_link(port: &Port, guest: &GuestPort) -> Link {
 fn vhost_status(switch: &Switch, at: PortRef, guest: &GuestPort) -> VhostStatus {
     let facts = guest.facts();
     let attached = guest.attached();
+    let lies = switch.workers.memory_node(at);
     let negotiated = if attached { facts.virtio } else { 0 };
     let may = guest.may_leave();
     let delivered = [
@@ -303,6 +306,11 @@ fn vhost_status(switch: &Switch, at: PortRef, guest: &GuestPort) -> VhostStatus 
         memory: MemoryStatus {
             regions: facts.memory.0,
             bytes: facts.memory.1,
+            node: match lies {
+                MemoryNode::One(node) => Some(node),
+                MemoryNode::Unknown | MemoryNode::Spread => None,
+            },
+            spread: lies == MemoryNode::Spread,
         },
         max_queue_pairs: guest.config().queue_pairs,
         queues: facts

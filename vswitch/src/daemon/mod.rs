@@ -43,7 +43,7 @@ use rustix::time::{
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::OwnedFd;
-use vswitch_api::config::{self, Config, Environment};
+use vswitch_api::config::{self, Config, Environment, limits};
 
 pub use guest::SessionId;
 
@@ -81,14 +81,25 @@ pub(crate) fn secret_key() -> [u8; 16] {
     key
 }
 
+/// The cores that a process may use and workers can be pinned to, from its `/proc/PID/status`; `None` if it does not say.
+/// Not from `sched_getaffinity(2)`, which fails where the kernel's sets are larger than the caller's.
+fn allowed_cores(status: &str) -> Option<Vec<u32>> {
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let mut cores = Vec::new();
+    for run in list.trim().split(',').filter(|run| !run.is_empty()) {
+        let (first, last) = run.split_once('-').unwrap_or((run, run));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        cores.extend(first..=last.min(*limits::CORE.end()));
+    }
+    Some(cores)
+}
+
 /// What the machine allows.
 pub fn environment() -> Environment {
-    let cores = rustix::thread::sched_getaffinity(None).ok().map(|set| {
-        (0..rustix::thread::CpuSet::MAX_CPU)
-            .filter(|c| set.is_set(*c))
-            .map(|c| c as u32)
-            .collect()
-    });
+    let status = std::fs::read_to_string("/proc/self/status");
+    let cores = status.ok().and_then(|status| allowed_cores(&status));
     let root = rustix::process::geteuid().is_root();
     let own = std::env::var_os("XDG_RUNTIME_DIR")
         .filter(|_| !root)
@@ -420,4 +431,31 @@ fn set_timer(timer: &OwnedFd, after: Duration, again: bool) {
 
 fn drain_timer(timer: &OwnedFd) {
     let _ = rustix::io::read(timer, &mut [0u8; 8]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_read_however_many_there_are() {
+        let of = |list: &str| {
+            allowed_cores(&format!(
+                "Name:\tx\nCpus_allowed:\tff\nCpus_allowed_list:\t{list}\nMems_allowed_list:\t0\n"
+            ))
+        };
+        assert_eq!(of("0"), Some(vec![0]));
+        assert_eq!(of("1-3,8,10-11"), Some(vec![1, 2, 3, 8, 10, 11]));
+        assert_eq!(
+            of("1022-2047,4000"),
+            Some(vec![1022, 1023]),
+            "as far as workers go"
+        );
+        assert_eq!((of(""), of("x")), (Some(vec![]), None));
+        assert_eq!(allowed_cores("Name:\tx\n"), None);
+        let here = environment().allowed_cores.unwrap();
+        let asked = rustix::thread::sched_getaffinity(Some(rustix::process::getpid())).unwrap();
+        assert!(here.iter().all(|core| asked.is_set(*core as usize)));
+        assert_eq!(here.len(), asked.count() as usize);
+    }
 }

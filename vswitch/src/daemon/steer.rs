@@ -1,6 +1,6 @@
 //! The methods about workers and who has which queue.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vswitch_api::config;
 use vswitch_api::rpc::{
@@ -11,7 +11,7 @@ use vswitch_api::rpc::{
 use super::port::Attachment;
 use super::switch::Switch;
 use crate::forward::PortRef;
-use crate::worker::registry::{MoveError, Seen};
+use crate::worker::registry::{MoveError, QueueSeen, Seen};
 use crate::worker::steward::trace::{Decision, What};
 use crate::worker::{BusyPoll, QueueKey};
 
@@ -41,13 +41,18 @@ fn name(switch: &Switch, key: QueueKey) -> Option<WorkerQueue> {
 
 /// `workers`
 pub(super) fn workers(switch: &Switch) -> WorkerList {
-    let workers = switch.workers.list();
+    switch.workers.look_for_homes(Instant::now());
+    let (workers, queues) = (switch.workers.list(), switch.workers.queues());
     WorkerList {
-        workers: workers.iter().map(|w| detail(switch, w)).collect(),
+        workers: workers.iter().map(|w| detail(switch, w, &queues)).collect(),
     }
 }
 
-fn detail(switch: &Switch, worker: &Seen) -> WorkerDetail {
+fn detail(switch: &Switch, worker: &Seen, queues: &[QueueSeen]) -> WorkerDetail {
+    let far = queues
+        .iter()
+        .filter(|q| q.owner == worker.index && is_far(q, worker));
+    let far: Vec<_> = far.map(|q| q.key).collect();
     let pulse = worker.vitals.read();
     let shares = switch.shares.get(worker.index);
     let ns = |d: Duration| d.as_nanos() as u64;
@@ -62,6 +67,7 @@ fn detail(switch: &Switch, worker: &Seen) -> WorkerDetail {
             (false, false) => WorkerState::Polling,
         },
         queues: named(switch, &worker.queues),
+        far: named(switch, &far),
         busy_share: shares.map_or(0.0, |s| s.busy),
         awake_share: shares.map_or(0.0, |s| s.awake),
         delay_ns: ns(pulse.delay),
@@ -73,8 +79,14 @@ fn detail(switch: &Switch, worker: &Seen) -> WorkerDetail {
     }
 }
 
+/// A queue is on another node than its worker.
+fn is_far(queue: &QueueSeen, worker: &Seen) -> bool {
+    queue.node.is_some_and(|node| node != worker.node)
+}
+
 /// `steer.show`
 pub(super) fn show(switch: &Switch) -> SteerStatus {
+    switch.workers.look_for_homes(Instant::now());
     let (moves, unsettled) = switch.workers.moves();
     let list = switch.workers.list();
     let in_use = list.iter().filter(|w| !w.resting);
@@ -86,6 +98,10 @@ pub(super) fn show(switch: &Switch) -> SteerStatus {
                 port,
                 queue: pair,
                 worker: queue.owner as u16,
+                node: queue.node.map(|node| node.0),
+                far: list
+                    .iter()
+                    .any(|w| w.index == queue.owner && is_far(&queue, w)),
                 pinned: queue.pinned,
                 busy_ns: queue.vitals.busy_ns(),
                 frames: queue.vitals.frames(),

@@ -30,6 +30,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use vswitch_flowtable::balance::Node;
 use vswitch_vhost::TxRing;
 
+mod home;
 #[cfg(feature = "dpdk")]
 mod redirect;
 
@@ -38,6 +39,7 @@ use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
 use crate::forward::PortRef;
 use crate::mailbox::Mailbox;
+use home::{Candidate, Home};
 
 /// How long a move waits for a NIC to send what the last owner gave it.
 pub const SETTLE: Duration = Duration::from_micros(200);
@@ -147,7 +149,7 @@ struct Place {
     owner: usize,
     /// Where it goes, while it is in nobody's hands.
     transit: Option<usize>,
-    node: Option<Node>,
+    home: Home,
     vitals: Arc<QueueVitals>,
 }
 
@@ -166,10 +168,16 @@ impl Table {
                 *count += 1;
             }
         }
-        let here = (0..self.workers.len()).filter(|w| Some(*w) != not && self.here(*w).is_some());
-        let resting = |w: usize| self.here(w).is_none_or(|entry| entry.resting);
-        let far = |w: usize| near.is_some() && self.here(w).map(|entry| entry.node) != near;
-        let chosen = here.min_by_key(|w| (resting(*w), far(*w), queues.get(*w)))?;
+        let candidate = |index: usize| {
+            let entry = self.here(index).filter(|_| Some(index) != not)?;
+            Some(Candidate {
+                index,
+                resting: entry.resting,
+                node: entry.node,
+                queues: queues.get(index).copied().unwrap_or(0),
+            })
+        };
+        let chosen = home::best((0..self.workers.len()).filter_map(candidate), near)?;
         self.set_resting(chosen, false);
         Some(chosen)
     }
@@ -216,12 +224,14 @@ impl Workers {
     // ---- queues --------------------------------------------------------------------------------------------------
 
     /// Gives a queue to the worker that it is [pinned](Self::pin) to, or else to the one with the fewest queues among those
-    /// in use, on this node if there is one. Without any worker the queue is dropped, and the answer is `None`.
-    pub fn attach(&self, key: QueueKey, input: Input, node: Option<Node>) -> Option<usize> {
+    /// in use, on the queue's node if there is one: of a NIC `device`, of a guest the one that its memory lies on. Without
+    /// any worker the queue is dropped, and the answer is `None`.
+    pub fn attach(&self, key: QueueKey, input: Input, device: Option<Node>) -> Option<usize> {
+        let home = self.home_of(key.port, &input, device);
         let mut table = self.table.lock();
         let worker = match table.pins.get(&key) {
             Some(worker) => *worker,
-            None => table.choose(None, node)?,
+            None => table.choose(None, home.node())?,
         };
         table.set_resting(worker, false);
         let vitals = Arc::<QueueVitals>::default();
@@ -231,7 +241,7 @@ impl Workers {
             Place {
                 owner: worker,
                 transit: Some(worker),
-                node,
+                home,
                 vitals: Arc::clone(&vitals),
             },
         );
@@ -380,7 +390,7 @@ impl Workers {
             key: *key,
             owner: place.owner,
             pinned: table.pins.contains_key(key),
-            node: place.node,
+            node: place.home.node(),
             vitals: Arc::clone(&place.vitals),
         });
         queues.collect()
@@ -614,7 +624,7 @@ impl Workers {
                 self.arrived.wait(&mut table);
                 continue;
             }
-            let near = place.node;
+            let near = place.home.node();
             let Some(to) = table.choose(Some(worker), near) else {
                 return;
             };

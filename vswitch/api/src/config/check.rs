@@ -115,7 +115,13 @@ impl<'c> Checker<'c, '_> {
             } else {
                 cores.insert(core, index);
             }
-            if let Some(allowed) = &environment.allowed_cores
+            if !limits::CORE.contains(&core) {
+                self.value(
+                    path,
+                    format!("core {core} is beyond those that a worker can be pinned to"),
+                    format!("use {} to {}", limits::CORE.start(), limits::CORE.end()),
+                );
+            } else if let Some(allowed) = &environment.allowed_cores
                 && !allowed.contains(&core)
             {
                 self.value(

@@ -10,6 +10,8 @@ pub const PORTS: usize = 1024;
 pub const BRIDGES: usize = 64;
 /// Workers.
 pub const WORKERS: usize = 64;
+/// Cores that a worker can be pinned to: as many as the C library's CPU sets have.
+pub const CORE: RangeInclusive<u32> = 0..=1023;
 /// Characters of a port's or bridge's name.
 pub const NAME: RangeInclusive<usize> = 1..=32;
 /// Bytes of a socket's path: `sun_path` has 108, the last one is zero.
@@ -41,6 +43,7 @@ pub(super) fn of(key: &str) -> Option<(i128, i128)> {
         ((*range.start()).into(), (*range.end()).into())
     }
     Some(match key {
+        "core" => both(&CORE),
         "mtu" => both(&MTU),
         "mac-ageing" => both(&MAC_AGEING),
         "mac-table-limit" => both(&MAC_TABLE),

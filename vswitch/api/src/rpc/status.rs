@@ -191,6 +191,12 @@ pub struct MemoryStatus {
     pub regions: u32,
     /// Their bytes.
     pub bytes: u64,
+    /// The NUMA node that more than two thirds of them lie on; absent if there is none, or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<u16>,
+    /// They lie on several nodes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spread: bool,
 }
 
 /// A queue pair of a guest.

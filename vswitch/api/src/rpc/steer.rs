@@ -27,6 +27,9 @@ pub struct WorkerDetail {
     pub state: WorkerState,
     /// The queues it takes frames from.
     pub queues: Vec<WorkerQueue>,
+    /// Those of them that are on another node than it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub far: Vec<WorkerQueue>,
     /// Share of the last measuring interval that it spent on frames, 0 to 1.
     pub busy_share: f64,
     /// Share of that interval that it was awake, 0 to 1.
@@ -116,6 +119,12 @@ pub struct SteeredQueue {
     pub queue: u16,
     /// The worker that takes frames from it.
     pub worker: u16,
+    /// The NUMA node of its device, or of its guest's memory; absent if nobody knows, or there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<u8>,
+    /// Its worker is on another node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub far: bool,
     /// It stays there, because `steer.set` said so.
     pub pinned: bool,
     /// Nanoseconds that workers spent on its frames.

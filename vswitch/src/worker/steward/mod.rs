@@ -473,16 +473,17 @@ impl Brain {
     fn looks(&self, now: Instant, list: &[Seen], workers: &Workers) -> Vec<scale::Look> {
         let elapsed = now.duration_since(self.scaled);
         let queues = workers.queues();
-        let mut loaded = [0_usize; WORKERS];
+        let mut loaded: Vec<Vec<(Option<Node>, u64)>> = vec![Vec::new(); WORKERS];
         for (queue, load) in queues.iter().zip(self.loads(&queues)) {
             if let Some(loaded) = loaded
                 .get_mut(queue.owner)
                 .filter(|_| load > 0 && !queue.pinned)
             {
-                *loaded += 1;
+                loaded.push((queue.node, load));
             }
         }
         let look = |worker: &Seen| {
+            let loaded = loaded.get(worker.index).map_or(&[][..], Vec::as_slice);
             let pulse = worker.vitals.read();
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
             let busy = Duration::from_nanos(pulse.busy_ns.saturating_sub(before));
@@ -492,9 +493,10 @@ impl Brain {
                 delay: if pressed { pulse.delay } else { Duration::ZERO },
                 standing: pressed && pulse.standing > 0,
                 busy,
-                divisible: loaded.get(worker.index).is_some_and(|loaded| *loaded > 1),
+                divisible: loaded.len() > 1,
                 stays: worker.pinned,
                 node: worker.node,
+                help: help(worker.node, loaded.iter().copied()),
             }
         };
         list.iter().map(look).collect()
@@ -572,8 +574,27 @@ impl Brain {
                 self.balancer.hurry();
             }
         }
+        // Last, because it takes time: at the next look.
+        workers.look_for_homes(now);
         outcome
     }
+}
+
+/// Where a worker on this node is helped best, by the nodes and loads of the queues that it could give away: where most of
+/// those are at home that are not here, if they are more than a quarter. Of fewer, more would have to leave home than come
+/// there, until the two have half each.
+fn help(here: Node, queues: impl Iterator<Item = (Option<Node>, u64)>) -> Node {
+    let mut away = BTreeMap::<Node, u64>::new();
+    let mut all = 0;
+    for (node, load) in queues {
+        all += load;
+        if let Some(node) = node.filter(|node| *node != here) {
+            *away.entry(node).or_default() += load;
+        }
+    }
+    let most = away.into_iter().max_by_key(|(_, load)| *load);
+    most.filter(|(_, load)| load.saturating_mul(4) > all)
+        .map_or(here, |(node, _)| node)
 }
 
 /// A scaler that takes a worker out of use after it had little to do for so long.
@@ -619,6 +640,7 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
                 // Numbers of items mean nothing to people.
                 Reason::BesideElephant(_) => "a heavy queue needs the room".to_owned(),
                 Reason::ElephantsApart(_) => "two heavy queues part".to_owned(),
+                Reason::Home(node) => format!("its memory or device is on node {}", node.0),
                 other => other.to_string(),
             };
             let (before, after) = (a_move.before * 100.0, a_move.after * 100.0);

@@ -31,6 +31,22 @@ pub(super) fn workers(count: u32) -> Arc<Workers> {
     Workers::start(&wanted, &shared).unwrap()
 }
 
+#[test]
+fn help_comes_to_where_it_is_asked_for() {
+    let of = |queues: &[(Option<u8>, u64)]| {
+        let queues = queues.iter().map(|(node, load)| (node.map(Node), *load));
+        help(Node(1), queues).0
+    };
+    assert_eq!(of(&[]), 1);
+    assert_eq!(of(&[(None, 90), (Some(1), 10)]), 1);
+    assert_eq!(of(&[(Some(0), 30), (Some(1), 70)]), 0);
+    assert_eq!(
+        of(&[(Some(0), 20), (Some(2), 20), (Some(2), 10), (None, 50)]),
+        2
+    );
+    assert_eq!(of(&[(Some(0), 25), (Some(1), 75)]), 1, "too little for it");
+}
+
 /// Between putting a worker to use and dealing queues out to it the operator says that queues are to stay.
 #[test]
 fn who_may_do_nothing_does_not_look() {

@@ -1,0 +1,304 @@
+//! On which NUMA node a guest's memory lies.
+//!
+//! The kernel says so page by page (`move_pages(2)` without targets), but only of pages in our own page tables, and those
+//! get there when we first touch them. Touching what the guest has not would take memory from the host. So each page of a
+//! sample is asked for in three steps: whether its file has it (`mincore(2)`), then, if so, that it be entered in our
+//! tables (`MADV_POPULATE_READ`), then where it lies. Of huge pages `mincore` knows only those that we have touched, which
+//! those of the rings always are.
+//!
+//! A sample is [`SAMPLES`] pages, evenly spread over the bytes of all regions, one more for each region, and those where
+//! a ring begins. What the kernel does not let us ask is [`MemoryNode::Unknown`].
+//!
+//! A look takes some 100 µs. It is for the control side, never for a worker: the memory may end with it, and unmapping
+//! takes long.
+
+use std::ptr;
+use std::sync::{Arc, Weak};
+
+use rustix::mm::Advice;
+use rustix::param::page_size;
+
+use super::{GuestMemory, UserAddr};
+
+/// Pages looked at, besides one for each region and those of the ring.
+const SAMPLES: u64 = 256;
+
+/// On which NUMA node memory lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MemoryNode {
+    /// The guest has not touched it yet, or the kernel does not say.
+    #[default]
+    Unknown,
+    /// More than two thirds of it on this one.
+    One(u16),
+    /// On several.
+    Spread,
+}
+
+impl MemoryNode {
+    /// Judges a sample of pages, each by its node or by a negative error number.
+    fn of_pages(pages: &[i32]) -> Self {
+        let known = || pages.iter().filter_map(|page| u16::try_from(*page).ok());
+        // The only one that can have a majority (Boyer and Moore's vote).
+        let (mut candidate, mut lead) = (0, 0_usize);
+        for node in known() {
+            if lead == 0 {
+                candidate = node;
+            }
+            lead = match node == candidate {
+                true => lead + 1,
+                false => lead - 1,
+            };
+        }
+        let votes = known().filter(|node| *node == candidate).count();
+        match known().count() {
+            0 => Self::Unknown,
+            all if votes * 3 > all * 2 => Self::One(candidate),
+            _ => Self::Spread,
+        }
+    }
+}
+
+/// A ring's guest memory, to be asked again and again where it lies. Keeps none of it mapped.
+#[derive(Clone, Debug)]
+pub struct MemoryProbe {
+    memory: Weak<GuestMemory>,
+    /// Where the ring's parts begin.
+    ring: [UserAddr; 3],
+}
+
+impl MemoryProbe {
+    pub(crate) fn new(memory: &Arc<GuestMemory>, ring: [UserAddr; 3]) -> Self {
+        Self {
+            memory: Arc::downgrade(memory),
+            ring,
+        }
+    }
+
+    /// Whether both are about the same table of memory.
+    #[must_use]
+    pub fn same_memory(&self, other: &Self) -> bool {
+        Weak::ptr_eq(&self.memory, &other.memory)
+    }
+
+    /// Looks where the memory lies by now. Unknown once it has gone.
+    #[must_use]
+    pub fn ask(&self) -> MemoryNode {
+        let Some(memory) = self.memory.upgrade() else {
+            return MemoryNode::Unknown;
+        };
+        let mut pages = sample(&memory);
+        let parts = self.ring.iter();
+        let parts = parts.filter_map(|part| memory.resolve_user(*part, 1));
+        pages.extend(parts.map(|span| page_of(span.as_ptr())));
+        let node = MemoryNode::of_pages(&nodes_of(&pages));
+        // Until here, so that what was asked for was this guest's.
+        drop(memory);
+        node
+    }
+}
+
+/// The start of the page that a byte is in, which a mapping has whole.
+fn page_of(byte: *mut u8) -> *mut u8 {
+    byte.map_addr(|addr| addr & !(page_size() - 1))
+}
+
+/// Pages spread evenly over all regions, by their bytes.
+fn sample(memory: &GuestMemory) -> Vec<*mut u8> {
+    let step = (memory.bytes() / SAMPLES).max(page_size() as u64) as usize;
+    let mut pages = Vec::new();
+    for region in memory.regions() {
+        let span = region.span();
+        let middle = step.min(span.len()) / 2;
+        let places = (middle..span.len()).step_by(step);
+        pages.extend(places.map(|at| page_of(span.skip(at).as_ptr())));
+    }
+    pages
+}
+
+/// The node of each of these pages, or a negative error number, also if there is none at the address.
+fn nodes_of(pages: &[*mut u8]) -> Vec<i32> {
+    for page in pages {
+        let mut resident = 0_u8;
+        // SAFETY: a question about one page, answered in one byte.
+        let asked = unsafe { libc::mincore(page.cast(), page_size(), &raw mut resident) };
+        if asked == 0 && resident & 1 == 1 {
+            // Refused by kernels before 5.14, and if the page has just gone: then it stays unknown.
+            // SAFETY: entering a page in the tables, to be read, changes no byte of it.
+            let _ =
+                unsafe { rustix::mm::madvise(page.cast(), page_size(), Advice::LinuxPopulateRead) };
+        }
+    }
+    let mut nodes = vec![-libc::ENOENT; pages.len()];
+    // SAFETY: of this process, `pages.len()` addresses are read and as many answers written; without targets nothing moves.
+    let asked = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0_i32,
+            pages.len(),
+            pages.as_ptr(),
+            ptr::null::<i32>(),
+            nodes.as_mut_ptr(),
+            0_i32,
+        )
+    };
+    if asked != 0 {
+        nodes.fill(-libc::EPERM);
+    }
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{GuestAddr, Region, RegionSpec};
+    use super::*;
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    use std::os::fd::OwnedFd;
+
+    const USER: u64 = 0x7000_0000;
+
+    fn file(len: u64) -> OwnedFd {
+        let fd = rustix::fs::memfd_create("numa", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, len).unwrap();
+        fd
+    }
+
+    /// Two regions, of four KiB and of the rest, with a hole between them.
+    fn memory(fd: &OwnedFd, len: u64) -> Arc<GuestMemory> {
+        let region = |offset: u64, size| {
+            let spec = RegionSpec {
+                guest: GuestAddr(offset * 2),
+                size,
+                user: UserAddr(USER + offset * 2),
+                offset,
+            };
+            Arc::new(Region::map(spec, fd).unwrap())
+        };
+        let memory = GuestMemory::empty().with(region(0, 0x1000)).unwrap();
+        Arc::new(memory.with(region(0x1000, len - 0x1000)).unwrap())
+    }
+
+    fn probe(memory: &Arc<GuestMemory>) -> MemoryProbe {
+        MemoryProbe::new(memory, [UserAddr(USER); 3])
+    }
+
+    /// Bytes that the file holds, in blocks of the host.
+    fn held(fd: &OwnedFd) -> u64 {
+        rustix::fs::fstat(fd).unwrap().st_blocks as u64 * 512
+    }
+
+    #[test]
+    fn more_than_two_thirds_are_a_home() {
+        const GONE: i32 = -libc::ENOENT;
+        let of = MemoryNode::of_pages;
+        assert_eq!(of(&[]), MemoryNode::Unknown);
+        assert_eq!(of(&[GONE, -libc::EFAULT]), MemoryNode::Unknown);
+        assert_eq!(of(&[GONE, 3, GONE]), MemoryNode::One(3));
+        assert_eq!(of(&[1, 0, 1, 1]), MemoryNode::One(1));
+        assert_eq!(of(&[0, 1, 1, 0, 1, 1, 1]), MemoryNode::One(1));
+        assert_eq!(
+            of(&[0, 1, 1]),
+            MemoryNode::Spread,
+            "two thirds are not more"
+        );
+        assert_eq!(of(&[0, 1, 2, 3]), MemoryNode::Spread);
+        assert_eq!(of(&[0, 0, 0, 1, 2, GONE, 2]), MemoryNode::Spread);
+    }
+
+    #[test]
+    fn samples_are_spread_over_all_regions() {
+        let fd = file(64 << 20);
+        let memory = memory(&fd, 64 << 20);
+        let pages = sample(&memory);
+        assert!(
+            (SAMPLES..SAMPLES + 3).contains(&(pages.len() as u64)),
+            "{} pages",
+            pages.len()
+        );
+        for region in memory.regions() {
+            let start = region.span().as_ptr().addr();
+            let within =
+                |page: &&*mut u8| (start..start + region.span().len()).contains(&page.addr());
+            let share = region.spec().size * SAMPLES / memory.bytes();
+            let count = pages.iter().filter(within).count() as u64;
+            assert!(count >= share.max(1), "{count} of {share}");
+        }
+        assert!(pages.iter().all(|page| page.addr() % page_size() == 0));
+        assert!(sample(&GuestMemory::empty()).is_empty());
+    }
+
+    /// Whatever a kernel answers, asking takes no memory from the host.
+    #[test]
+    fn untouched_memory_is_unknown_and_stays_untouched() {
+        let fd = file(16 << 20);
+        let memory = memory(&fd, 16 << 20);
+        assert_eq!(probe(&memory).ask(), MemoryNode::Unknown);
+        assert_eq!(held(&fd), 0);
+    }
+
+    /// Nodes that have a core for us, with that core; one where the kernel knows of none.
+    fn nodes() -> Vec<(u16, usize)> {
+        let allowed = sched_getaffinity(None).unwrap();
+        let node_of = |core: usize| {
+            let entries = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{core}")).ok()?;
+            let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            names.find_map(|name| name.strip_prefix("node")?.parse().ok())
+        };
+        let mut nodes = std::collections::BTreeMap::new();
+        for core in (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)) {
+            nodes.entry(node_of(core).unwrap_or(0)).or_insert(core);
+        }
+        nodes.into_iter().collect()
+    }
+
+    /// Touches pages of the file, as a guest on this core does: not through our mapping.
+    fn touch(fd: &OwnedFd, pages: std::ops::Range<u64>, core: usize) {
+        let before = sched_getaffinity(None).unwrap();
+        let mut only = CpuSet::new();
+        only.set(core);
+        sched_setaffinity(None, &only).unwrap();
+        for page in pages {
+            rustix::io::pwrite(fd, b"x", page * page_size() as u64).unwrap();
+        }
+        sched_setaffinity(None, &before).unwrap();
+    }
+
+    #[test]
+    fn memory_lies_where_it_was_touched_first() {
+        let nodes = nodes();
+        for (node, core) in &nodes {
+            let fd = file(16 << 20);
+            let memory = memory(&fd, 16 << 20);
+            let probe = probe(&memory);
+            touch(&fd, 0..2048, *core);
+            let before = held(&fd);
+            let expected = match refused() {
+                // As containers may.
+                true => MemoryNode::Unknown,
+                false => MemoryNode::One(*node),
+            };
+            assert_eq!(probe.ask(), expected);
+            assert_eq!(held(&fd), before, "asking took memory");
+            assert!(probe.same_memory(&probe.clone()));
+            drop(memory);
+            assert_eq!(probe.ask(), MemoryNode::Unknown, "it has gone");
+        }
+        if let [(_, first), .., (_, last)] = nodes[..]
+            && !refused()
+        {
+            let fd = file(16 << 20);
+            let memory = memory(&fd, 16 << 20);
+            touch(&fd, 0..2048, first);
+            touch(&fd, 2048..4096, last);
+            assert_eq!(probe(&memory).ask(), MemoryNode::Spread);
+        }
+    }
+
+    /// Whether the kernel does not even tell where this function's own stack lies.
+    fn refused() -> bool {
+        let mut here = 0_u8;
+        let page = [page_of(&raw mut here)];
+        let nodes = nodes_of(&page);
+        nodes.iter().all(|node| *node < 0)
+    }
+}
