@@ -5,10 +5,31 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use vswitch_flowtable::{FlowHash, Indirection, Micros, Position, Selection, Target, View};
 
-use super::model::Queues;
+use super::flows::hash;
 
 /// The most targets there are.
 pub(super) const TARGETS: u16 = 8;
+
+/// Who knows how far targets have come.
+pub(super) trait Progress {
+    /// Whether a target is done with what it was given at this position, and with all before it.
+    fn completed(&self, target: Target, position: Position) -> bool;
+}
+
+/// Nothing is ever under way.
+pub(super) struct AllDone;
+
+impl Progress for AllDone {
+    fn completed(&self, _: Target, _: Position) -> bool {
+        true
+    }
+}
+
+/// Whether a target that was given so many packets, and is done with so many, is done with that at `position`.
+#[inline]
+pub(super) fn passed(queued: u64, done: u64, position: Position) -> bool {
+    u64::from((queued as u16).wrapping_sub(position.0)) > queued - done
+}
 
 /// A way to steer.
 pub(super) trait Policy {
@@ -26,7 +47,7 @@ pub(super) trait Policy {
         &mut self,
         hash: FlowHash,
         now: Micros,
-        queues: &Queues,
+        progress: &impl Progress,
     ) -> (Target, Option<Selection>);
     /// The packet was queued there.
     fn sent(&mut self, _selection: Selection, _position: Position, _now: Micros) {}
@@ -60,7 +81,12 @@ impl Policy for Modulo {
     }
 
     #[inline]
-    fn select(&mut self, hash: FlowHash, _: Micros, _: &Queues) -> (Target, Option<Selection>) {
+    fn select(
+        &mut self,
+        hash: FlowHash,
+        _: Micros,
+        _: &impl Progress,
+    ) -> (Target, Option<Selection>) {
         (modulo(hash, self.active), None)
     }
 
@@ -120,7 +146,12 @@ impl Policy for Calisto {
     }
 
     #[inline]
-    fn select(&mut self, hash: FlowHash, _: Micros, _: &Queues) -> (Target, Option<Selection>) {
+    fn select(
+        &mut self,
+        hash: FlowHash,
+        _: Micros,
+        _: &impl Progress,
+    ) -> (Target, Option<Selection>) {
         let target = self
             .table
             .entry(hash.low())
@@ -177,9 +208,9 @@ impl Policy for Ours {
         &mut self,
         hash: FlowHash,
         now: Micros,
-        queues: &Queues,
+        progress: &impl Progress,
     ) -> (Target, Option<Selection>) {
-        let completed = |target, position| queues.completed(target, position);
+        let completed = |target, position| progress.completed(target, position);
         let selection = self.view.select(hash.low(), now, completed);
         (selection.map_or(Target(0), |s| s.target), selection)
     }
@@ -202,10 +233,9 @@ impl Policy for Ours {
 /// before.
 pub(super) fn moved<P: Policy>(from: u16, to: u16, flows: u32) -> f64 {
     let mut policy = P::new(from);
-    let queues = Queues::default();
-    let hashes = || (0..flows).map(super::model::hash);
+    let hashes = || (0..flows).map(hash);
     for hash in hashes() {
-        policy.select(hash, Micros(0), &queues);
+        policy.select(hash, Micros(0), &AllDone);
     }
     let before: Vec<Target> = hashes().map(|hash| policy.settled(hash)).collect();
     policy.activate(to);
@@ -217,6 +247,16 @@ pub(super) fn moved<P: Policy>(from: u16, to: u16, flows: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positions_wrap() {
+        for queued in [3, 65_536, 65_538, 1 << 40] {
+            let last = Position((queued - 1) as u16);
+            assert!(passed(queued, queued, last));
+            assert!(!passed(queued, queued - 1, last));
+            assert!(passed(queued, queued - 1, Position((queued - 2) as u16)));
+        }
+    }
 
     #[test]
     fn who_moves_how_much() {
