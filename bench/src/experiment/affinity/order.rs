@@ -29,19 +29,16 @@ pub struct Order {
     pub lost: u64,
     /// Packets whose flow's state was elsewhere.
     pub fetched: u64,
-    /// Buckets moved because of 10 ms without a packet, though the last one was still waiting.
-    pub weak_moves: u64,
 }
 
 impl Order {
-    fn of(label: &str, weak_moves: u64) -> Self {
+    fn of(label: &str) -> Self {
         Self {
             label: label.into(),
             packets: 0,
             reordered: 0,
             lost: 0,
             fetched: 0,
-            weak_moves,
         }
     }
 }
@@ -74,7 +71,7 @@ fn live(bench: &mut Bench, rate: f64, phase: u64, packets: u64) -> Result<Order>
     bench.live.clear(2);
     let mut policy = Ours::new(PHASES[0]);
     bench.settle(&mut policy)?;
-    let mut order = Order::of("two CPUs", 0);
+    let mut order = Order::of("two CPUs");
     while order.packets < packets {
         let drive = Drive {
             phases: &PHASES,
@@ -85,10 +82,9 @@ fn live(bench: &mut Bench, rate: f64, phase: u64, packets: u64) -> Result<Order>
         let outcome = bench.live.run(&mut policy, &drive)?;
         order.packets += outcome.packets;
         order.reordered += outcome.reordered;
-        order.lost += outcome.lost;
+        order.lost += outcome.packets - outcome.done;
         order.fetched += outcome.fetched.iter().sum::<u64>();
     }
-    order.weak_moves = policy.weak_moves();
     Ok(order)
 }
 
@@ -96,7 +92,7 @@ fn replayed(costs: &super::costs::Costs, phase: u64, packets: u64) -> Order {
     let rate = REPLAY_LOAD * capacity(costs);
     let policy = Ours::new(PHASES[0]);
     let mut run = replay::Run::new(policy, costs, FLOWS, Overhead::default(), rate, 7);
-    let mut order = Order::of("eight CPUs, replayed", 0);
+    let mut order = Order::of("eight CPUs, replayed");
     while order.packets < packets {
         let outcome = run.cycle(&PHASES, phase);
         order.packets += outcome.packets;
@@ -104,6 +100,5 @@ fn replayed(costs: &super::costs::Costs, phase: u64, packets: u64) -> Order {
         order.lost += outcome.lost;
         order.fetched += outcome.fetched;
     }
-    order.weak_moves = run.weak_moves();
     order
 }

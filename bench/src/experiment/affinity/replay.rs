@@ -11,7 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use vswitch_flowtable::{Micros, Position, Target};
+use vswitch_flowtable::{Position, Target};
 
 use super::costs::Costs;
 use super::flows::{Random, hash};
@@ -182,10 +182,6 @@ impl<'c, P: Policy> Run<'c, P> {
         self.rest()
     }
 
-    pub(super) fn weak_moves(&self) -> u64 {
-        self.policy.weak_moves()
-    }
-
     /// Nothing comes until all is done.
     fn rest(&mut self) -> Outcome {
         while let Some(Reverse((now, _, server, event))) = self.events.pop() {
@@ -209,8 +205,7 @@ impl<'c, P: Policy> Run<'c, P> {
         let number = self.numbers;
         self.numbers += 1;
         self.outcome.packets += 1;
-        let micros = Micros(now / 1000);
-        let (target, selection) = self.policy.select(hash(flow), micros, &self.servers);
+        let (target, selection) = self.policy.select(hash(flow), &self.servers);
         let Some(server) = self.servers.0.get_mut(usize::from(target.0)) else {
             return;
         };
@@ -227,7 +222,7 @@ impl<'c, P: Policy> Run<'c, P> {
             place: 0,
         });
         if let Some(selection) = selection {
-            self.policy.sent(selection, position, micros);
+            self.policy.sent(selection, position);
         }
         self.start(now, target.0 as u8);
     }
@@ -416,7 +411,7 @@ mod tests {
         let mut ours = Run::new(Ours::new(4), &costs, 50, STEERING, rate, 1);
         let outcome = ours.cycle(&phases, 2000);
         assert!(outcome.fetched > 0, "{outcome:?}");
-        assert_eq!((outcome.reordered, ours.weak_moves()), (0, 0));
+        assert_eq!(outcome.reordered, 0);
         assert_eq!(outcome.latency.count() + outcome.lost, outcome.packets);
     }
 

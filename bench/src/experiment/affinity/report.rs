@@ -41,6 +41,7 @@ impl Case {
             let sum = |figure: fn(&Sample) -> u64| samples.iter().map(figure).sum::<u64>();
             let part = self.of(name, |sample| Some(sample.fetched_percent));
             let ratio = self.against(name, |sample| Some(sample.percentiles_ns[2]));
+            let calm = self.of(name, |sample| sample.calm_percent);
             let counted = samples.iter().filter(|s| s.discarded.is_none()).count();
             vec![
                 self.label.clone(),
@@ -57,6 +58,7 @@ impl Case {
                 sum(|sample| sample.lost).to_string(),
                 us(&|sample| sample.cold_ns),
                 format!("{counted}/{}", samples.len()),
+                calm.map_or(String::new(), |of| format!("{:.0}", of.figure)),
             ]
         };
         self.samples.iter().map(row).collect()
@@ -149,8 +151,8 @@ impl Churn {
 impl Order {
     fn text(&self) -> String {
         format!(
-            "Order, {}: {} packets, {} late, {} lost, {} fetched their state, {} buckets moved by idleness.\n",
-            self.label, self.packets, self.reordered, self.lost, self.fetched, self.weak_moves
+            "Order, {}: {} packets, {} late, {} lost, {} fetched their state.\n",
+            self.label, self.packets, self.reordered, self.lost, self.fetched
         )
     }
 
@@ -247,6 +249,7 @@ impl Report {
             "lost",
             "cold us",
             "count",
+            "calm %",
         ];
         let mut text = String::new();
         for (place, cases) in self.places() {
@@ -268,7 +271,8 @@ impl Report {
         text += &format!(
             "Medians over rounds, counts over all. Latency: from when a packet was due until its {} ns of work are done. cold: the first\n\
              packet of every flow, mean (on two CPUs at half load). fetched: packets whose flow's state was at another target. late: done\n\
-             after a later one of the flow.\n\n",
+             after a later one of the flow. calm: windows of 2 ms in which both threads ran all the time; latencies and losses of others do\n\
+             not count.\n\n",
             self.settings.work_ns
         );
         text
@@ -366,6 +370,7 @@ mod tests {
             reordered: 0,
             lost: 0,
             cold_ns: Some(cold_ns),
+            calm_percent: Some(90.0),
             discarded: None,
         }
     }

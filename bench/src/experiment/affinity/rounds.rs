@@ -8,16 +8,11 @@ use super::replay::{self, Overhead};
 use super::{FLOWS, LOAD, PHASES, RATES, Report, Round, Sample, Settings, WORK_NS, steering};
 use crate::Result;
 use crate::cpu::{Pinned, Placement};
-use crate::interference::Limits;
 use crate::probe;
 
-/// What a cycle may lose to others: the 99th percentile is the question, so far less than a hundredth.
-const LIMITS: Limits = Limits {
-    steal: 0.004,
-    delay: 0.002,
-    preempted: 50.0,
-};
-/// Cycles tried until one is undisturbed.
+/// The least part of a cycle that has to count, in percent.
+const CALM_PERCENT: f64 = 25.0;
+/// Cycles tried until one counts.
 const TRIES: usize = 3;
 /// Packets that say what four targets can do.
 const FULL_PACKETS: u64 = 2_000_000;
@@ -113,8 +108,9 @@ impl Bench {
             let mut tries = 0;
             let (outcome, discarded) = loop {
                 let outcome = self.cycle(&mut policy, rate, self.settings.phase_seconds)?;
-                let window = std::time::Duration::from_secs_f64(outcome.seconds);
-                let discarded = LIMITS.verdict(&outcome.interference, window);
+                let calm = calm_percent(&outcome);
+                let discarded = (calm < CALM_PERCENT)
+                    .then(|| format!("both threads ran in {calm:.0} % of the windows"));
                 tries += 1;
                 if discarded.is_none() || tries == TRIES {
                     break (outcome, discarded);
@@ -234,6 +230,7 @@ fn replayed<P: Policy>(
         reordered: cold.reordered + warm.reordered,
         lost: cold.lost + warm.lost,
         cold_ns: Some(cold.latency.mean()),
+        calm_percent: None,
         discarded: None,
     }
 }
@@ -250,8 +247,14 @@ fn sample(rate: f64, outcome: &Outcome, cold_ns: Option<f64>, discarded: Option<
         reordered: outcome.reordered,
         lost: outcome.lost,
         cold_ns,
+        calm_percent: Some(calm_percent(outcome)),
         discarded,
     }
+}
+
+fn calm_percent(outcome: &Outcome) -> f64 {
+    let (calm, all) = outcome.windows;
+    100.0 * calm as f64 / all.max(1) as f64
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ pub(super) fn measure(flows: u32) -> Steering {
     let mut by_modulo = Modulo::new(5);
     let modulo = over_keys(&mut |_, hashes| {
         for hash in hashes {
-            black_box(by_modulo.select(*hash, now, &AllDone));
+            black_box(by_modulo.select(*hash, &AllDone));
         }
     });
 
@@ -185,14 +185,14 @@ fn calisto(flows: u32) -> (f64, f64) {
     let start = Instant::now();
     let mut calisto = Calisto::new(5);
     for n in 0..flows {
-        black_box(calisto.select(hash(n), Micros(0), &AllDone));
+        black_box(calisto.select(hash(n), &AllDone));
     }
     let new = start.elapsed().as_nanos() as f64 / calisto.len().max(1) as f64;
     let mut random = Random(1);
     let known = per_packet(u64::from(flows), || {
         for _ in 0..flows {
             let flow = hash(random.below(flows));
-            black_box(calisto.select(flow, Micros(0), &AllDone));
+            black_box(calisto.select(flow, &AllDone));
         }
     });
     (known, new)

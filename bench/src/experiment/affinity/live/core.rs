@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
+use super::calm::Diary;
 use super::seat::Seat;
 use super::{CPUS, Clock, NOWHERE, Packet, Shared};
 use crate::experiment::affinity::WORK_NS;
@@ -13,7 +14,6 @@ use crate::experiment::affinity::costs::Costs;
 use crate::experiment::affinity::policy::TARGETS;
 use crate::experiment::affinity::ring::{Receiver, Sender};
 use crate::experiment::affinity::store::{State, WORDS};
-use crate::histogram::Histogram;
 
 /// Words of a packet: when it was due, its number, its flow and target.
 pub(super) const PACKET: usize = 3;
@@ -66,7 +66,7 @@ impl Header {
 /// What came out on one CPU.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    pub(super) latency: Histogram,
+    pub(super) diary: Diary,
     /// Packets whose flow's state was at another target: on the other CPU, on this one.
     pub(super) fetched: [u64; 2],
     pub(super) reordered: u64,
@@ -125,9 +125,10 @@ impl Core {
         self.seats.iter_mut().for_each(|seat| seat.store.clear());
     }
 
-    /// A new count begins; returns the old one.
-    pub(super) fn count(&mut self) -> Tally {
+    /// A new count of so many packets at most begins; returns the old one.
+    pub(super) fn count(&mut self, packets: u64) -> Tally {
         let tally = Tally {
+            diary: Diary::with_room(packets as usize),
             costs: Costs::new(self.clock.cost_ns),
             ..Tally::default()
         };
@@ -146,6 +147,7 @@ impl Core {
 
     /// One turn: messages, then a packet.
     pub(super) fn turn(&mut self, shared: &Shared) {
+        self.tally.diary.turn(self.clock.now());
         while let Some((header, state)) = self.unsent.pop_front() {
             if !self.post(header, &state) {
                 self.unsent.push_front((header, state));
@@ -224,7 +226,7 @@ impl Core {
         while now < from + WORK_NS {
             now = self.clock.now();
         }
-        self.tally.latency.record(now.saturating_sub(packet.due));
+        self.tally.diary.done(packet.due, now);
         self.tally.reordered += u64::from(late);
         self.seat(target).finish(target, place, shared);
     }

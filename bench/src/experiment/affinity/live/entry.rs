@@ -2,8 +2,9 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use vswitch_flowtable::{Micros, Position};
+use vswitch_flowtable::Position;
 
+use super::calm::Diary;
 use super::core::PACKET;
 use super::{CPUS, Drive, Outcome, Seen, Shared};
 use crate::experiment::affinity::flows::{Random, hash};
@@ -27,6 +28,7 @@ pub(super) struct Entry<'r, P> {
     due: f64,
     came: u64,
     lost: u64,
+    diary: Diary,
     /// Packets done before this run, of all targets.
     before: u64,
     begun: u64,
@@ -54,6 +56,7 @@ impl<'r, P: Policy> Entry<'r, P> {
             due: 0.0,
             came: 0,
             lost: 0,
+            diary: Diary::default(),
             begun: 0,
             ended: 0,
         }
@@ -65,18 +68,14 @@ impl<'r, P: Policy> Entry<'r, P> {
         self.due = self.begun as f64;
     }
 
-    fn all(&self) -> u64 {
-        self.drive.packets * self.drive.phases.len() as u64
-    }
-
     /// Lets in what is due; tells whether all have come and are done.
     pub(super) fn turn(&mut self, now: u64, shared: &Shared) -> bool {
         for _ in 0..BURST {
-            if self.due > now as f64 || self.came == self.all() || !self.packet(now, shared) {
+            if self.due > now as f64 || self.came == self.drive.all() || !self.packet(now, shared) {
                 break;
             }
         }
-        if self.came < self.all() {
+        if self.came < self.drive.all() {
             return false;
         }
         self.ended = now;
@@ -109,12 +108,11 @@ impl<'r, P: Policy> Entry<'r, P> {
         self.came += 1;
         let number = *self.numbers;
         *self.numbers += 1;
-        let micros = Micros(now / 1000);
         let seen = Seen {
             queued: self.queued,
             shared,
         };
-        let (target, selection) = self.policy.select(hash(flow), micros, &seen);
+        let (target, selection) = self.policy.select(hash(flow), &seen);
         let place = u64::from(flow) | u64::from(target.0) << 32;
         let sent = self.entrances[usize::from(target.0) % CPUS].send(|words| {
             let values = words.iter().zip([due, number, place]);
@@ -122,24 +120,25 @@ impl<'r, P: Policy> Entry<'r, P> {
         });
         if !sent {
             self.lost += 1;
+            self.diary.lost(due);
             return true;
         }
         let queued = &mut self.queued[usize::from(target.0)];
         if let Some(selection) = selection {
-            self.policy
-                .sent(selection, Position(*queued as u16), micros);
+            self.policy.sent(selection, Position(*queued as u16));
         }
         *queued += 1;
         true
     }
 
-    /// What is known here.
-    pub(super) fn outcome(&self) -> Outcome {
-        Outcome {
+    /// What is known here: of losses their times.
+    pub(super) fn outcome(self) -> (Outcome, Diary) {
+        let outcome = Outcome {
             packets: self.came,
-            lost: self.lost,
+            done: self.came - self.lost,
             seconds: self.ended.saturating_sub(self.begun) as f64 / 1e9,
             ..Outcome::default()
-        }
+        };
+        (outcome, self.diary)
     }
 }

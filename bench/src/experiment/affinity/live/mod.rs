@@ -12,7 +12,8 @@
 //! a state away writes it. A real system would have to find the owner as well, at a cost that is not in here.
 //!
 //! Packets fall due at random times at a given mean rate, whether or not earlier ones are done, and a packet's latency runs
-//! from when it was due until its work is done. One that finds no room in the ring of its target's CPU is lost.
+//! from when it was due until its work is done. One that finds no room in the ring of its target's CPU is lost. Latencies
+//! count where both threads ran ([`calm`]).
 
 use std::sync::atomic::{AtomicU8, Ordering::*};
 use std::time::Instant;
@@ -26,12 +27,12 @@ use super::ring::{Line, Sender, ring};
 use super::{MESSAGES, QUEUE};
 use crate::cpu::{Pinned, Placement};
 use crate::histogram::Histogram;
-use crate::interference::{Interference, Watch, this_thread};
 use crate::stats::Summary;
 use crate::{Error, Result};
 use core::{Core, MESSAGE, PACKET, Tally};
 use entry::Entry;
 
+mod calm;
 mod core;
 mod entry;
 mod seat;
@@ -134,11 +135,21 @@ pub(super) struct Drive<'o> {
     pub(super) rate: Option<f64>,
 }
 
+impl Drive<'_> {
+    /// Packets in all phases.
+    pub(super) fn all(&self) -> u64 {
+        self.packets * self.phases.len() as u64
+    }
+}
+
 /// What came out.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
     pub(super) latency: Histogram,
+    /// That came, and that were done.
     pub(super) packets: u64,
+    pub(super) done: u64,
+    /// For want of room, while both threads ran.
     pub(super) lost: u64,
     pub(super) reordered: u64,
     /// Packets that had to fetch their flow's state from the other CPU, and from a target of the same.
@@ -148,7 +159,8 @@ pub(super) struct Outcome {
     pub(super) costs: Costs,
     /// From the first packet to the last.
     pub(super) seconds: f64,
-    pub(super) interference: Interference,
+    /// Windows of 2 ms that count for latencies and losses, and all.
+    pub(super) windows: (usize, usize),
 }
 
 /// Targets, and everything between them.
@@ -224,24 +236,22 @@ impl Live {
             (&mut self.random, &mut self.numbers),
         );
         let (ours, theirs) = std::thread::scope(|scope| {
-            let other = scope.spawn(move || -> Result<(Tally, Interference)> {
+            let other = scope.spawn(move || -> Result<Tally> {
                 let _pinned = Pinned::to(placement.worker)?;
-                let watch = Watch::start(placement, vec![this_thread()]);
-                second.count();
+                second.count(drive.all());
                 while shared.over.0.load(Relaxed) == 0 {
                     second.turn(shared);
                 }
-                Ok((second.count(), watch.since()))
+                Ok(second.count(0))
             });
-            let mut run = || -> Result<(Tally, Interference)> {
+            let mut run = || -> Result<Tally> {
                 let _pinned = Pinned::to(placement.generator)?;
-                let watch = Watch::start(placement, vec![this_thread()]);
-                first.count();
+                first.count(drive.all());
                 entry.begin(clock.now());
                 while !entry.turn(clock.now(), shared) && !other.is_finished() {
                     first.turn(shared);
                 }
-                Ok((first.count(), watch.since()))
+                Ok(first.count(0))
             };
             let ours = run();
             shared.over.0.store(1, Relaxed);
@@ -252,22 +262,21 @@ impl Live {
             });
             (ours, theirs)
         });
-        let mut outcome = entry.outcome();
-        let ((ours, seen), (theirs, also)) = (ours?, theirs?);
-        outcome.interference = Interference {
-            // Of both CPUs, seen twice.
-            steal_ms: seen.steal_ms.max(also.steal_ms),
-            delay_ms: seen.delay_ms + also.delay_ms,
-            preempted: seen.preempted + also.preempted,
-        };
+        let (mut outcome, losses) = entry.outcome();
+        let (ours, theirs) = (ours?, theirs?);
+        let mut diaries = vec![losses];
         for tally in [ours, theirs] {
-            outcome.latency.merge(&tally.latency);
             outcome.reordered += tally.reordered;
             outcome.gone += tally.gone;
             outcome.costs.merge(&tally.costs);
             let both = outcome.fetched.iter_mut().zip(tally.fetched);
             both.for_each(|(sum, more)| *sum += more);
+            diaries.push(tally.diary);
         }
+        let counted = calm::counted(&diaries);
+        outcome.latency = counted.latency;
+        outcome.lost = counted.lost;
+        outcome.windows = counted.windows;
         Ok(outcome)
     }
 }
@@ -291,8 +300,11 @@ mod tests {
             rate: None,
         };
         let cold = live.run(&mut policy, &first).unwrap();
-        assert_eq!((cold.packets, cold.lost), (u64::from(FLOWS), 0));
-        assert_eq!((cold.fetched, cold.latency.count()), ([0; 2], cold.packets));
+        assert_eq!(
+            (cold.packets, cold.done),
+            (u64::from(FLOWS), u64::from(FLOWS))
+        );
+        assert_eq!(cold.fetched, [0; 2]);
         let then = Drive {
             phases,
             packets: 3000,
@@ -300,7 +312,8 @@ mod tests {
             rate: None,
         };
         let outcome = live.run(&mut policy, &then).unwrap();
-        assert_eq!(outcome.packets, outcome.latency.count());
+        assert_eq!(outcome.packets, outcome.done);
+        assert!(outcome.latency.count() <= outcome.done);
         let states: usize = live
             .shared
             .directory
