@@ -135,7 +135,7 @@ pub struct Sample {
     pub lost: u64,
     /// Mean latency of the first packets of all flows, in ns, where that was measured.
     pub cold_ns: Option<f64>,
-    /// Windows of 2 ms that count, because both threads ran all the time, in percent; the clock of a replay is its own.
+    /// Windows of half a millisecond that count, because both threads ran all the time, in percent; the clock of a replay is its own.
     pub calm_percent: Option<f64>,
     /// Why it does not count, if it does not.
     pub discarded: Option<String>,

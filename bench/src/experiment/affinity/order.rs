@@ -78,6 +78,7 @@ fn live(bench: &mut Bench, rate: f64, phase: u64, packets: u64) -> Result<Order>
             packets: phase,
             order: None,
             rate: Some(rate),
+            drain: 0,
         };
         let outcome = bench.live.run(&mut policy, &drive)?;
         order.packets += outcome.packets;

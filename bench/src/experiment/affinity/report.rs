@@ -271,7 +271,7 @@ impl Report {
         text += &format!(
             "Medians over rounds, counts over all. Latency: from when a packet was due until its {} ns of work are done. cold: the first\n\
              packet of every flow, mean (on two CPUs at half load). fetched: packets whose flow's state was at another target. late: done\n\
-             after a later one of the flow. calm: windows of 2 ms in which both threads ran all the time; latencies and losses of others do\n\
+             after a later one of the flow. calm: windows of 0.5 ms in which both threads ran all the time; latencies and losses of others do\n\
              not count.\n\n",
             self.settings.work_ns
         );

@@ -1,14 +1,14 @@
 //! Which latencies count: those of packets that were due while both threads ran.
 //!
 //! A thread that polls notices by itself that it did not run: its turns take a microsecond or a few, and if one takes thirty,
-//! somebody else had the CPU, the host included. What was due in the two milliseconds around that, or while the queue
-//! that it left behind drains, does not count, however long it took.
+//! somebody else had the CPU, the host included. What was due in that time, or while the queue that it left behind drains, does
+//! not count, however long it took.
 
 use crate::histogram::Histogram;
 
 /// No turn takes so long by itself: eight messages and a packet.
 const GAP_NS: u64 = 30_000;
-const WINDOW_NS: u64 = 2_000_000;
+const WINDOW_NS: u64 = 500_000;
 /// Stands for a lost packet.
 const LOST: u32 = u32::MAX;
 
@@ -63,16 +63,17 @@ impl Diary {
     }
 }
 
-/// What counts of what all have seen.
-pub(super) fn counted(diaries: &[Diary]) -> Counted {
+/// What counts of what all have seen. A queue drains at most in `drain` times the time in which it grew.
+pub(super) fn counted(diaries: &[Diary], drain: u64) -> Counted {
     let packets = || diaries.iter().flat_map(|diary| &diary.packets);
     let first = packets().map(|(window, _)| *window).min().unwrap_or(0);
     let last = packets().map(|(window, _)| *window).max().unwrap_or(0);
     let mut calm = vec![true; (last - first) as usize + 1];
     for (from, to) in diaries.iter().flat_map(|diary| &diary.gaps) {
-        // At half load a queue drains about as fast as it grew, on the busier CPU more slowly.
-        let over = to + 4 * (to - from) + WINDOW_NS / 2;
-        for window in (from.saturating_sub(WINDOW_NS / 2) / WINDOW_NS)..=(over / WINDOW_NS) {
+        // What was due just before was still waiting.
+        let begin = from.saturating_sub(WINDOW_NS / 4);
+        let over = to + drain * (to - from) + WINDOW_NS / 4;
+        for window in begin / WINDOW_NS..=over / WINDOW_NS {
             if let Some(calm) = calm.get_mut((window as usize).wrapping_sub(first as usize)) {
                 *calm = false;
             }
@@ -106,13 +107,14 @@ mod tests {
         }
         other.lost(30 * ms);
         other.lost(90 * ms);
-        // A gap of 2 ms in the other thread: due from 29 to 41 ms.
+        // A gap of 2 ms in the other thread: what was due in it, and in the 8 ms after it.
         for now in [0, 20_000, 30 * ms, 32 * ms] {
             other.last = if now == 30 * ms { None } else { other.last };
             other.turn(now);
         }
-        let counted = counted(&[one, other]);
-        assert_eq!(counted.windows, (43, 50));
-        assert_eq!((counted.latency.count(), counted.lost), (86, 1));
+        let counted = counted(&[one, other], 4);
+        // From 29.875 to 40.125 ms: windows 59 to 80 of 0 to 198.
+        assert_eq!(counted.windows, (199 - 22, 199));
+        assert_eq!((counted.latency.count(), counted.lost), (100 - 11, 1));
     }
 }

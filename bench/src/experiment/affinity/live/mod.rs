@@ -133,6 +133,8 @@ pub(super) struct Drive<'o> {
     pub(super) order: Option<&'o [u32]>,
     /// Packets a second; without, as many as there is room for, and none is lost.
     pub(super) rate: Option<f64>,
+    /// How many times as long as it took to grow a queue drains, at most.
+    pub(super) drain: u64,
 }
 
 impl Drive<'_> {
@@ -159,7 +161,7 @@ pub(super) struct Outcome {
     pub(super) costs: Costs,
     /// From the first packet to the last.
     pub(super) seconds: f64,
-    /// Windows of 2 ms that count for latencies and losses, and all.
+    /// Windows of half a millisecond that count for latencies and losses, and all.
     pub(super) windows: (usize, usize),
 }
 
@@ -273,7 +275,7 @@ impl Live {
             both.for_each(|(sum, more)| *sum += more);
             diaries.push(tally.diary);
         }
-        let counted = calm::counted(&diaries);
+        let counted = calm::counted(&diaries, drive.drain);
         outcome.latency = counted.latency;
         outcome.lost = counted.lost;
         outcome.windows = counted.windows;
@@ -298,6 +300,7 @@ mod tests {
             packets: u64::from(FLOWS),
             order: Some(&order),
             rate: None,
+            drain: 4,
         };
         let cold = live.run(&mut policy, &first).unwrap();
         assert_eq!(
@@ -310,6 +313,7 @@ mod tests {
             packets: 3000,
             order: None,
             rate: None,
+            drain: 4,
         };
         let outcome = live.run(&mut policy, &then).unwrap();
         assert_eq!(outcome.packets, outcome.done);
