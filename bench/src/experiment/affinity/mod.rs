@@ -1,31 +1,46 @@
 //! `affinity`: what it costs when flows change their target, with 700,000 of them and 4, 5, 8, 5 and 4 targets in turn.
 //!
-//! Three ways to steer: modulo, as in Shenango; Calisto's hash table as its paper has it; the switch's own. What a packet
-//! costs is measured in real memory: with its flow's state at the target, at another, or nowhere yet ([`state`]), and the
-//! steering itself ([`steering`]). Latencies come from queues on a virtual clock that serve with costs drawn from those samples
-//! ([`model`]). A shortcoming of that: no core's speed depends on what others do.
+//! Three ways to steer: modulo, as in Shenango; Calisto's hash table as its paper has it; the switch's own. Every target keeps
+//! 256 bytes of state a flow in a table of its own, which each packet reads and writes; targets share nothing, so a flow's
+//! state goes from table to table when the flow does. That is done twice:
 //!
-//! Two kinds of load: rates of the paper, and parts of what four targets can do. At the paper's rates these targets are idle
-//! most of the time, so the figure there is the cost of one packet alone.
+//! - for real ([`live`]): eight targets on two CPUs, a thread each, real tables, messages and clocks. Half of the moves stay on
+//!   a CPU there, and four to eight targets share what two CPUs can do.
+//! - replayed ([`replay`]): eight targets on a CPU each, on a virtual clock, with times drawn from what the real threads took.
+//!
+//! Two kinds of load: rates of the paper, at which targets are idle most of the time, so that what is seen is the cost of one
+//! packet alone; and half of what four targets can do, where packets wait for one another.
+//!
+//! Beside it what steering itself costs ([`steering`]), order over very many packets ([`order`]), and ten million flows that
+//! come and go ([`churn`]).
 
 use serde::Serialize;
 
-use crate::cpu::Pinned;
+use crate::cpu::favour_self;
 use crate::lock::Lock;
 use crate::machine::Notes;
 use crate::report::head::Head;
-use crate::{Options, Result};
-use model::{Outcome, Run};
+use crate::{Error, Options, Result};
+pub use churn::Churn;
+pub use costs::Medians;
+pub use order::Order;
 use policy::{Calisto, Modulo, Ours, Policy};
-use state::Costs;
-pub use state::Medians;
+use rounds::Bench;
 pub use steering::Steering;
 
-mod model;
+mod churn;
+mod costs;
+mod flows;
+mod live;
+mod order;
 mod policy;
+mod replay;
 mod report;
-mod state;
+mod ring;
+mod rounds;
 mod steering;
+mod store;
+mod window;
 
 /// Flows alive.
 const FLOWS: u32 = 700_000;
@@ -33,16 +48,14 @@ const FLOWS: u32 = 700_000;
 const PHASES: [u16; 5] = [4, 5, 8, 5, 4];
 /// Rates of the paper, in packets a second.
 const RATES: [f64; 3] = [8e3, 11e3, 14e3];
-/// Parts of what four targets can do.
-const LOADS: [f64; 1] = [0.5];
-/// The load under which order is watched.
-const SOAK_LOAD: f64 = 0.9;
+/// Part of what four targets can do.
+const LOAD: f64 = 0.5;
 /// What a packet costs besides its state and steering, in ns: about what the switch spends on a frame.
 const WORK_NS: u64 = 100;
-/// Packets with one number of targets while order is watched.
-const SOAK_PHASE: u64 = 1_000_000;
-/// Samples of every kind of cost.
-const SAMPLES: u32 = 200_000;
+/// Packets that a queue has room for.
+const QUEUE: usize = 1024;
+/// Messages that a ring between two CPUs has room for: few, so that it stays in the cache.
+const MESSAGES: usize = 64;
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
@@ -50,16 +63,46 @@ pub struct Report {
     /// On what, and who.
     #[serde(flatten)]
     pub head: Head,
-    /// Median costs of state, by round.
-    pub state: Vec<Medians>,
-    /// Costs of steering, by round.
-    pub steering: Vec<Steering>,
+    /// How.
+    pub settings: Settings,
     /// Part of the flows that change their target at each step of the cycle: by who steers.
     pub moved: Vec<(String, Vec<f64>)>,
-    /// By load.
-    pub cases: Vec<Case>,
+    /// What the machine was like, by round.
+    pub rounds: Vec<Round>,
+    /// Eight targets on two CPUs, by load.
+    pub live: Vec<Case>,
+    /// Eight targets on as many, on a virtual clock, by load.
+    pub replay: Vec<Case>,
     /// Order, watched for long.
-    pub soak: Soak,
+    pub order: Vec<Order>,
+    /// Flows that come and go.
+    pub churn: Option<Churn>,
+}
+
+/// Lengths of things.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Settings {
+    /// How long each number of targets lasts, in seconds, on two CPUs.
+    pub phase_seconds: f64,
+    /// Packets with each number of targets, replayed.
+    pub phase_packets: u64,
+    /// A packet's work, ns.
+    pub work_ns: u64,
+}
+
+/// What a round was measured on, and what steps took in it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Round {
+    /// Nanoseconds that a cache line takes from CPU to CPU, before and after.
+    pub bounce_ns: (f64, f64),
+    /// Packets a second that four targets on the two CPUs can do.
+    pub capacity: f64,
+    /// Times of steps at the paper's rates.
+    pub idle: Medians,
+    /// And at half load.
+    pub busy: Medians,
+    /// Costs of steering.
+    pub steering: Steering,
 }
 
 /// All who steer, under one load.
@@ -78,102 +121,111 @@ pub struct Case {
 pub struct Sample {
     /// Packets a second.
     pub rate: f64,
-    /// Median latency over the cycle, in ns.
-    pub p50_ns: f64,
-    /// And its 99th percentile.
-    pub p99_ns: f64,
+    /// Mean latency over the cycle, in ns.
+    pub mean_ns: f64,
+    /// Percentiles of it: 50, 90, 99.
+    pub percentiles_ns: [f64; 3],
+    /// Packets.
+    pub packets: u64,
     /// Packets that had to fetch their flow's state, in percent.
-    pub moved_percent: f64,
-    /// Packets done before an earlier one of the same flow.
+    pub fetched_percent: f64,
+    /// Packets done after a later one of the same flow.
     pub reordered: u64,
     /// Packets that found no room in the queue.
     pub lost: u64,
-    /// Mean latency of the first packets of all flows, in ns.
-    pub cold_ns: f64,
-    /// First packets that found no room.
-    pub cold_lost: u64,
+    /// Mean latency of the first packets of all flows, in ns, where that was measured.
+    pub cold_ns: Option<f64>,
+    /// Windows of half a millisecond that count, because both threads ran all the time, in percent; the clock of a replay is its own.
+    pub calm_percent: Option<f64>,
+    /// Why it does not count, if it does not.
+    pub discarded: Option<String>,
 }
 
-/// The switch's steering at 90 % load through many cycles.
-#[derive(Clone, Debug, Serialize)]
-pub struct Soak {
-    /// Packets.
-    pub packets: u64,
-    /// Done before an earlier one of the same flow.
-    pub reordered: u64,
-    /// Not done at all.
-    pub lost: u64,
-    /// Packets whose flow had moved.
-    pub moved: u64,
-    /// Buckets moved because of 10 ms without a packet, though the last one was still waiting.
-    pub weak_moves: u64,
+/// What is to be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Parts {
+    latency: bool,
+    order: bool,
+    churn: bool,
 }
 
-/// Measures everything.
+impl Parts {
+    fn of(names: &[String]) -> Result<Self> {
+        let all = names.is_empty();
+        let known = ["latency", "order", "churn"];
+        if let Some(name) = names.iter().find(|name| !known.contains(&name.as_str())) {
+            let known = known.join(", ");
+            return Err(Error::Usage(format!(
+                "--cases {name}: here there are {known}"
+            )));
+        }
+        let has = |name: &str| all || names.iter().any(|given| given == name);
+        Ok(Self {
+            latency: has("latency"),
+            order: has("order"),
+            churn: has("churn"),
+        })
+    }
+}
+
+/// Measures everything, or what is asked for.
 pub fn run(options: &Options) -> Result<Report> {
+    let parts = Parts::of(&options.cases)?;
     let _lock = Lock::take()?;
     let placement = options.placement()?;
-    let machine = Notes::take(placement, false);
-    let _pinned = Pinned::to(placement.worker)?;
-    let (packets, distinct) = match options.quick {
-        true => (400_000, 2_000_000),
-        false => (2_000_000, 10_000_000),
+    let machine = Notes::take(placement, favour_self());
+    let settings = match options.quick {
+        true => Settings::of(0.3, 400_000),
+        false => Settings::of(0.5, 2_000_000),
     };
-    let soak_packets = options.packets.unwrap_or(match options.quick {
+    let watched = options.packets.unwrap_or(match options.quick {
         true => 5_000_000,
         false => 100_000_000,
     });
     let mut report = Report {
         head: Head {
             experiment: "affinity".into(),
-            title: format!("{FLOWS} flows, {PHASES:?} targets in turn, {packets} packets each"),
+            title: format!("{FLOWS} flows, {PHASES:?} targets in turn"),
             machine,
             contestants: vec![about::<Ours>(), about::<Modulo>(), about::<Calisto>()],
             skipped: Vec::new(),
         },
-        state: Vec::new(),
-        steering: Vec::new(),
+        settings,
         moved: vec![steps::<Ours>(), steps::<Modulo>(), steps::<Calisto>()],
-        cases: cases(),
-        soak: Soak {
-            packets: 0,
-            reordered: 0,
-            lost: 0,
-            moved: 0,
-            weak_moves: 0,
-        },
+        rounds: Vec::new(),
+        live: cases(),
+        replay: cases(),
+        order: Vec::new(),
+        churn: None,
     };
-    for round in 0..options.rounds_or(5, 3) {
-        eprintln!("round {}: costs", round + 1);
-        let costs = state::measure(FLOWS, SAMPLES, u64::from(round) + 1);
-        let steering = steering::measure(FLOWS, distinct);
-        for (number, case) in report.cases.iter_mut().enumerate() {
-            eprintln!("round {}: {}", round + 1, case.label);
-            let rate = rate(number, &costs);
-            let seed = u64::from(round) << 8 | number as u64;
-            let work = |ns: f64| WORK_NS + ns.round() as u64;
-            let overheads = [
-                (work(steering.select), work(steering.select)),
-                (work(steering.modulo), work(steering.modulo)),
-                (work(steering.calisto_new), work(steering.calisto)),
-            ];
-            let samples = [
-                cycle::<Ours>(&costs, overheads[0], rate, seed, packets),
-                cycle::<Modulo>(&costs, overheads[1], rate, seed, packets),
-                cycle::<Calisto>(&costs, overheads[2], rate, seed, packets),
-            ];
-            for ((_, all), sample) in case.samples.iter_mut().zip(samples) {
-                all.push(sample);
+    if parts.latency || parts.order {
+        let mut bench = Bench::new(placement, settings);
+        if parts.latency {
+            for round in 0..options.rounds_or(5, 3) {
+                bench.round(round, &mut report)?;
             }
         }
-        report.state.push(costs.medians());
-        report.steering.push(steering);
-        if round == 0 {
-            eprintln!("order of {soak_packets} packets");
-            report.soak = soak(&costs, soak_packets);
+        if parts.order {
+            report.order = order::measure(&mut bench, watched)?;
         }
     }
+    if parts.churn {
+        let _pinned = crate::cpu::Pinned::to(placement.worker)?;
+        let distinct = if options.quick { 2_000_000 } else { 10_000_000 };
+        eprintln!("{distinct} flows come and go");
+        report.churn = Some(churn::measure(FLOWS, distinct)?);
+    }
     Ok(report)
+}
+
+impl Settings {
+    fn of(phase_seconds: f64, phase_packets: u64) -> Self {
+        Self {
+            phase_seconds,
+            phase_packets,
+            work_ns: WORK_NS,
+        }
+    }
 }
 
 fn about<P: Policy>() -> (String, String) {
@@ -195,71 +247,8 @@ fn cases() -> Vec<Case> {
         samples: names.map(|name| (name.to_owned(), Vec::new())).to_vec(),
     };
     let rates = RATES.map(|rate| case(format!("{} kpps", rate / 1e3), 15.0));
-    let loads = LOADS.map(|load| case(format!("{} % load", load * 100.0), 25.0));
-    rates.into_iter().chain(loads).collect()
-}
-
-/// The rate of a case, in packets a second.
-fn rate(case: usize, costs: &Costs) -> f64 {
-    let rates = RATES.into_iter();
-    let all: Vec<f64> = rates
-        .chain(LOADS.map(|load| load * capacity(costs)))
-        .collect();
-    all.get(case).copied().unwrap_or(RATES[0])
-}
-
-/// What four targets can do when no flow moves and steering costs nothing, in packets a second.
-fn capacity(costs: &Costs) -> f64 {
-    4e9 / (WORK_NS as f64 + costs.mean_hit())
-}
-
-fn cycle<P: Policy>(
-    costs: &Costs,
-    overhead: (u64, u64),
-    rate: f64,
-    seed: u64,
-    packets: u64,
-) -> Sample {
-    let mut run = Run::new(P::new(PHASES[0]), costs, FLOWS, overhead, rate, seed);
-    let cold = run.first_packets();
-    let warm = run.cycle(&PHASES, packets);
-    sample(rate, &cold, &warm)
-}
-
-fn sample(rate: f64, cold: &Outcome, warm: &Outcome) -> Sample {
-    Sample {
-        rate,
-        p50_ns: warm.latency.quantile(0.5) as f64,
-        p99_ns: warm.latency.quantile(0.99) as f64,
-        moved_percent: 100.0 * warm.moved as f64 / warm.packets.max(1) as f64,
-        reordered: cold.reordered + warm.reordered,
-        lost: warm.lost,
-        cold_ns: cold.latency.mean(),
-        cold_lost: cold.lost,
-    }
-}
-
-fn soak(costs: &Costs, packets: u64) -> Soak {
-    let rate = SOAK_LOAD * capacity(costs);
-    let overhead = (WORK_NS, WORK_NS);
-    let mut run = Run::new(Ours::new(PHASES[0]), costs, FLOWS, overhead, rate, 7);
-    let cycle = SOAK_PHASE.min(packets.div_ceil(PHASES.len() as u64));
-    let mut soak = Soak {
-        packets: 0,
-        reordered: 0,
-        lost: 0,
-        moved: 0,
-        weak_moves: 0,
-    };
-    while soak.packets < packets {
-        let outcome = run.cycle(&PHASES, cycle);
-        soak.packets += outcome.packets;
-        soak.reordered += outcome.reordered;
-        soak.lost += outcome.lost;
-        soak.moved += outcome.moved;
-    }
-    soak.weak_moves = run.weak_moves();
-    soak
+    let half = case(format!("{} % load", LOAD * 100.0), 25.0);
+    rates.into_iter().chain([half]).collect()
 }
 
 #[cfg(test)]
@@ -267,14 +256,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loads_are_parts_of_what_four_can_do() {
-        let costs = Costs {
-            hit: vec![300],
-            ..Costs::default()
+    fn parts_are_picked_by_name() {
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            Parts::of(&names)
         };
-        assert_eq!(capacity(&costs), 1e7);
-        assert_eq!(rate(3, &costs), 5e6);
-        assert_eq!(rate(0, &costs), 8e3);
-        assert_eq!(cases().len(), RATES.len() + LOADS.len());
+        let all = of(&[]).unwrap();
+        assert!(all.latency && all.order && all.churn);
+        let one = of(&["churn"]).unwrap();
+        assert!(!one.latency && !one.order && one.churn);
+        assert!(of(&["64B"]).is_err());
+        assert_eq!(cases().len(), RATES.len() + 1);
     }
 }

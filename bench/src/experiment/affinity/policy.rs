@@ -5,10 +5,31 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use vswitch_flowtable::{FlowHash, Indirection, Micros, Position, Selection, Target, View};
 
-use super::model::Queues;
+use super::flows::hash;
 
 /// The most targets there are.
 pub(super) const TARGETS: u16 = 8;
+
+/// Who knows how far targets have come.
+pub(super) trait Progress {
+    /// Whether a target is done with what it was given at this position, and with all before it.
+    fn completed(&self, target: Target, position: Position) -> bool;
+}
+
+/// Nothing is ever under way.
+pub(super) struct AllDone;
+
+impl Progress for AllDone {
+    fn completed(&self, _: Target, _: Position) -> bool {
+        true
+    }
+}
+
+/// Whether a target that was given so many packets, and is done with so many, is done with that at `position`.
+#[inline]
+pub(super) fn passed(queued: u64, done: u64, position: Position) -> bool {
+    u64::from((queued as u16).wrapping_sub(position.0)) > queued - done
+}
 
 /// A way to steer.
 pub(super) trait Policy {
@@ -22,20 +43,11 @@ pub(super) trait Policy {
     /// From now on targets `0..active` are to be used.
     fn activate(&mut self, active: u16);
     /// Where a packet goes, and, if that matters, what is to be told when it is queued.
-    fn select(
-        &mut self,
-        hash: FlowHash,
-        now: Micros,
-        queues: &Queues,
-    ) -> (Target, Option<Selection>);
+    fn select(&mut self, hash: FlowHash, progress: &impl Progress) -> (Target, Option<Selection>);
     /// The packet was queued there.
-    fn sent(&mut self, _selection: Selection, _position: Position, _now: Micros) {}
+    fn sent(&mut self, _selection: Selection, _position: Position) {}
     /// Where a flow's packets go in the end, once everything has settled.
     fn settled(&self, hash: FlowHash) -> Target;
-    /// Moves made although the old target had not completed the flow's last packet.
-    fn weak_moves(&self) -> u64 {
-        0
-    }
 }
 
 /// Hash modulo number of targets, as in Shenango.
@@ -60,7 +72,7 @@ impl Policy for Modulo {
     }
 
     #[inline]
-    fn select(&mut self, hash: FlowHash, _: Micros, _: &Queues) -> (Target, Option<Selection>) {
+    fn select(&mut self, hash: FlowHash, _: &impl Progress) -> (Target, Option<Selection>) {
         (modulo(hash, self.active), None)
     }
 
@@ -120,7 +132,7 @@ impl Policy for Calisto {
     }
 
     #[inline]
-    fn select(&mut self, hash: FlowHash, _: Micros, _: &Queues) -> (Target, Option<Selection>) {
+    fn select(&mut self, hash: FlowHash, _: &impl Progress) -> (Target, Option<Selection>) {
         let target = self
             .table
             .entry(hash.low())
@@ -139,6 +151,10 @@ impl Policy for Calisto {
             .unwrap_or_else(|| modulo(hash, self.active))
     }
 }
+
+/// Time stands still for the view. Its rule that a bucket without a packet for 10 ms may move is for targets that do not tell
+/// what they have completed; these do, so order rests on that alone.
+const NEVER: Micros = Micros(0);
 
 /// The switch's: an indirection table, and a view that moves buckets in order.
 pub(super) struct Ours {
@@ -173,28 +189,19 @@ impl Policy for Ours {
     }
 
     #[inline]
-    fn select(
-        &mut self,
-        hash: FlowHash,
-        now: Micros,
-        queues: &Queues,
-    ) -> (Target, Option<Selection>) {
-        let completed = |target, position| queues.completed(target, position);
-        let selection = self.view.select(hash.low(), now, completed);
+    fn select(&mut self, hash: FlowHash, progress: &impl Progress) -> (Target, Option<Selection>) {
+        let completed = |target, position| progress.completed(target, position);
+        let selection = self.view.select(hash.low(), NEVER, completed);
         (selection.map_or(Target(0), |s| s.target), selection)
     }
 
     #[inline]
-    fn sent(&mut self, selection: Selection, position: Position, now: Micros) {
-        self.view.sent(selection, position, now);
+    fn sent(&mut self, selection: Selection, position: Position) {
+        self.view.sent(selection, position, NEVER);
     }
 
     fn settled(&self, hash: FlowHash) -> Target {
         self.table.select(hash.low()).unwrap_or(Target(0))
-    }
-
-    fn weak_moves(&self) -> u64 {
-        self.view.moves().idle
     }
 }
 
@@ -202,10 +209,9 @@ impl Policy for Ours {
 /// before.
 pub(super) fn moved<P: Policy>(from: u16, to: u16, flows: u32) -> f64 {
     let mut policy = P::new(from);
-    let queues = Queues::default();
-    let hashes = || (0..flows).map(super::model::hash);
+    let hashes = || (0..flows).map(hash);
     for hash in hashes() {
-        policy.select(hash, Micros(0), &queues);
+        policy.select(hash, &AllDone);
     }
     let before: Vec<Target> = hashes().map(|hash| policy.settled(hash)).collect();
     policy.activate(to);
@@ -217,6 +223,16 @@ pub(super) fn moved<P: Policy>(from: u16, to: u16, flows: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positions_wrap() {
+        for queued in [3, 65_536, 65_538, 1 << 40] {
+            let last = Position((queued - 1) as u16);
+            assert!(passed(queued, queued, last));
+            assert!(!passed(queued, queued - 1, last));
+            assert!(passed(queued, queued - 1, Position((queued - 2) as u16)));
+        }
+    }
 
     #[test]
     fn who_moves_how_much() {

@@ -8,8 +8,8 @@ use vswitch_flowtable::{
     Addresses, FlowHash, FlowHasher, FlowKey, Indirection, Micros, Pins, Position, Target, View,
 };
 
-use super::model::{Queues, Random, hash};
-use super::policy::{Calisto, Modulo, Policy};
+use super::flows::{Random, hash};
+use super::policy::{AllDone, Calisto, Modulo, Policy};
 
 /// Flows in the loops over few; their keys stay in the second-level cache.
 const FEW: u32 = 4096;
@@ -38,10 +38,6 @@ pub struct Steering {
     pub calisto: f64,
     /// Calisto's table, flows new.
     pub calisto_new: f64,
-    /// Ours over flows that come and go: the first and the last tenth of the packets.
-    pub churn: (f64, f64),
-    /// Flows that came and went in that.
-    pub churned: u64,
 }
 
 fn key(n: u32) -> FlowKey {
@@ -67,8 +63,8 @@ fn per_packet(packets: u64, mut work: impl FnMut()) -> f64 {
     (0..3).map(one).fold(f64::INFINITY, f64::min)
 }
 
-/// Measures; `flows` are alive at a time, and ten and more times as many come and go.
-pub(super) fn measure(flows: u32, distinct: u64) -> Steering {
+/// Measures; Calisto's table has so many flows in it.
+pub(super) fn measure(flows: u32) -> Steering {
     let mut table = Indirection::new(8);
     for target in 0..5 {
         table.add(Target(target));
@@ -162,15 +158,14 @@ pub(super) fn measure(flows: u32, distinct: u64) -> Steering {
             step(&mut view, selection);
         }
     });
-    let queues = Queues::default();
     let mut by_modulo = Modulo::new(5);
     let modulo = over_keys(&mut |_, hashes| {
         for hash in hashes {
-            black_box(by_modulo.select(*hash, now, &queues));
+            black_box(by_modulo.select(*hash, &AllDone));
         }
     });
 
-    let (calisto, calisto_new) = calisto(flows, &queues);
+    let (calisto, calisto_new) = calisto(flows);
     Steering {
         hash: hash32,
         hash64,
@@ -182,58 +177,25 @@ pub(super) fn measure(flows: u32, distinct: u64) -> Steering {
         modulo,
         calisto,
         calisto_new,
-        churn: churn(&table, flows, distinct),
-        churned: distinct,
     }
 }
 
 /// Calisto's table with all flows alive in it: known ones, and new ones beforehand.
-fn calisto(flows: u32, queues: &Queues) -> (f64, f64) {
+fn calisto(flows: u32) -> (f64, f64) {
     let start = Instant::now();
     let mut calisto = Calisto::new(5);
     for n in 0..flows {
-        black_box(calisto.select(hash(n), Micros(0), queues));
+        black_box(calisto.select(hash(n), &AllDone));
     }
     let new = start.elapsed().as_nanos() as f64 / calisto.len().max(1) as f64;
     let mut random = Random(1);
     let known = per_packet(u64::from(flows), || {
         for _ in 0..flows {
             let flow = hash(random.below(flows));
-            black_box(calisto.select(flow, Micros(0), queues));
+            black_box(calisto.select(flow, &AllDone));
         }
     });
     (known, new)
-}
-
-/// `distinct` flows come one after the other, each packet is of one of the last `flows`; every eighth flow is learned to be
-/// on another target. The cost in the first tenth and in the last.
-fn churn(table: &Indirection, flows: u32, distinct: u64) -> (f64, f64) {
-    let pins = Pins::new();
-    let mut view = View::with_pins(table);
-    let mut random = Random(2);
-    let mut position = 0u16;
-    let tenth = distinct / 10;
-    let mut tenth_of = |number: u64| {
-        let start = Instant::now();
-        for newest in number * tenth..(number + 1) * tenth {
-            // Ten million flows a minute.
-            let now = Micros(newest * 6);
-            let age = u64::from(random.below(flows)).min(newest);
-            let flow = FlowHash(Random(newest - age).next());
-            if (newest - age) % 8 == 0 {
-                let says = table.select(flow.low()).unwrap_or(Target(0));
-                black_box(pins.learn(flow, Target((says.0 + 1) % 5), says, now));
-            }
-            if let Some(selection) = view.select_pinned(flow, &pins, now, |_, _| true) {
-                position = position.wrapping_add(1);
-                view.sent(selection, Position(position), now);
-            }
-        }
-        start.elapsed().as_nanos() as f64 / tenth.max(1) as f64
-    };
-    let mut costs = (0..10).map(&mut tenth_of);
-    let first = costs.next().unwrap_or(0.0);
-    (first, costs.last().unwrap_or(0.0))
 }
 
 #[cfg(test)]
@@ -242,7 +204,7 @@ mod tests {
 
     #[test]
     fn everything_has_a_cost() {
-        let steering = measure(10_000, 50_000);
+        let steering = measure(10_000);
         for ns in [
             steering.hash,
             steering.select,
@@ -250,7 +212,6 @@ mod tests {
             steering.whole_pins,
             steering.calisto,
             steering.calisto_new,
-            steering.churn.1,
         ] {
             assert!(ns > 0.0 && ns < 100_000.0, "{steering:?}");
         }
