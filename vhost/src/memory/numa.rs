@@ -1,16 +1,15 @@
 //! On which NUMA node a guest's memory lies.
 //!
 //! The kernel says so page by page (`move_pages(2)` without targets), but only of pages in our own page tables, and those
-//! get there when we first touch them. Touching what the guest has not would take memory from the host. So each page of a
-//! sample is asked for in three steps: whether its file has it (`mincore(2)`), then, if so, that it be entered in our
-//! tables (`MADV_POPULATE_READ`), then where it lies. Of huge pages `mincore` knows only those that we have touched, which
-//! those of the rings always are.
+//! get there when we first touch them. Touching what the guest has not would take memory from the host. So a page that is
+//! not there is looked for in its file (`mincore(2)`), and if it has it, entered in our tables (`MADV_POPULATE_READ`) and
+//! asked for again. Of huge pages `mincore` knows only those that we have touched, which those of the rings always are.
 //!
 //! A sample is [`SAMPLES`] pages, evenly spread over the bytes of all regions, one more for each region, and those where
 //! a ring begins. What the kernel does not let us ask is [`MemoryNode::Unknown`].
 //!
-//! A look takes some 100 µs. It is for the control side, never for a worker: the memory may end with it, and unmapping
-//! takes long.
+//! The first look at a guest takes about half a millisecond, further ones some 20 µs. They are for the control side, never
+//! for a worker: the memory may end with one, and unmapping takes long.
 
 use std::ptr;
 use std::sync::{Arc, Weak};
@@ -21,7 +20,7 @@ use rustix::param::page_size;
 use super::{GuestMemory, UserAddr};
 
 /// Pages looked at, besides one for each region and those of the ring.
-const SAMPLES: u64 = 256;
+const SAMPLES: u64 = 128;
 
 /// On which NUMA node memory lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -118,17 +117,33 @@ fn sample(memory: &GuestMemory) -> Vec<*mut u8> {
 
 /// The node of each of these pages, or a negative error number, also if there is none at the address.
 fn nodes_of(pages: &[*mut u8]) -> Vec<i32> {
-    for page in pages {
-        let mut resident = 0_u8;
-        // SAFETY: a question about one page, answered in one byte.
-        let asked = unsafe { libc::mincore(page.cast(), page_size(), &raw mut resident) };
-        if asked == 0 && resident & 1 == 1 {
-            // Refused by kernels before 5.14, and if the page has just gone: then it stays unknown.
-            // SAFETY: entering a page in the tables, to be read, changes no byte of it.
-            let _ =
-                unsafe { rustix::mm::madvise(page.cast(), page_size(), Advice::LinuxPopulateRead) };
-        }
+    let refused = || vec![-libc::EPERM; pages.len()];
+    let Some(nodes) = ask(pages) else {
+        return refused();
+    };
+    let absent = pages.iter().zip(&nodes).filter(|(_, node)| **node < 0);
+    match absent.filter(|(page, _)| enter(**page)).count() {
+        0 => nodes,
+        _ => ask(pages).unwrap_or_else(refused),
     }
+}
+
+/// Enters a page in our tables, if its file has it; true if that was tried.
+fn enter(page: *mut u8) -> bool {
+    let mut resident = 0_u8;
+    // SAFETY: a question about one page, answered in one byte.
+    let asked = unsafe { libc::mincore(page.cast(), page_size(), &raw mut resident) };
+    let there = asked == 0 && resident & 1 == 1;
+    if there {
+        // Refused by kernels before 5.14, and if the page has just gone: then it stays unknown.
+        // SAFETY: entering a page in the tables, to be read, changes no byte of it.
+        let _ = unsafe { rustix::mm::madvise(page.cast(), page_size(), Advice::LinuxPopulateRead) };
+    }
+    there
+}
+
+/// What the kernel knows without looking further than our tables; `None` if it does not say.
+fn ask(pages: &[*mut u8]) -> Option<Vec<i32>> {
     let mut nodes = vec![-libc::ENOENT; pages.len()];
     // SAFETY: of this process, `pages.len()` addresses are read and as many answers written; without targets nothing moves.
     let asked = unsafe {
@@ -142,10 +157,7 @@ fn nodes_of(pages: &[*mut u8]) -> Vec<i32> {
             0_i32,
         )
     };
-    if asked != 0 {
-        nodes.fill(-libc::EPERM);
-    }
-    nodes
+    (asked == 0).then_some(nodes)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::worker::Input;
 const UNKNOWN: Duration = Duration::from_secs(2);
 /// When to ask again for other memory.
 const KNOWN: Duration = Duration::from_secs(30);
-/// Guests that are asked about at a time: each takes some 100 µs.
+/// Guests that are asked about at a time: each takes up to half a millisecond.
 const AT_ONCE: usize = 16;
 
 /// Where a queue is at home.
