@@ -99,6 +99,7 @@ impl Worker {
             divisible: self.divisible,
             stays: false,
             node: Node(0),
+            help: Node(0),
         };
         // A burst may last longer than the time between looks.
         self.busy_in_look = self.busy_in_look.saturating_sub(elapsed);
