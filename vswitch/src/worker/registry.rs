@@ -403,7 +403,7 @@ impl Workers {
         let place = Place {
             owner,
             transit: None,
-            node: None,
+            home: Home::Device(None),
             vitals: Arc::clone(&vitals),
         };
         self.table.lock().queues.insert(key, place);
