@@ -94,7 +94,7 @@ struct PortShape {
     link: AdminLink,
 }
 
-/// What a switch is that nobody touched.
+/// The default of what is on unless the file says otherwise.
 pub(super) fn yes() -> bool {
     true
 }
