@@ -6,10 +6,15 @@
 //!
 //! # How it decides
 //!
+//! An item's load is known from the last 16 looks, weighted by their length: chance in counting packets, 1 % of a worker
+//! over 10 ms, would hide what matters near full. Of one that changed by more than 2 % of a worker, a tenth of itself and
+//! four standard deviations only the last look counts; of all if the load of all changed by a tenth.
+//!
 //! The most loaded worker gives its largest item that fits to the worker with most room, until nobody is above the mean.
 //! A worker from which nothing can move is set aside, and the others are balanced without it. What was found counts only
-//! if the predicted maximum falls by 2 % of itself and by twice the noise, which is how far the workers' loads change from
-//! look to look without a move, against each other. Then:
+//! if the predicted maximum falls by 2 % of itself (less where it leaves less room than 10 %, in proportion, because a little
+//! less load is then much less delay), and by twice the noise, which is how far the estimates may be wrong: the change of
+//! workers' loads from look to look against each other, by how long they were counted. Then:
 //!
 //! - A moved item rests for 8 looks; twice as long each time it goes back to where it came from, at most
 //!   [`LONGEST_REST`].
@@ -20,6 +25,10 @@
 //!   worker fuller than the fuller one was; or two change places, if both come home by that.
 //! - The time to the next look halves, down to 10 ms, while a large imbalance is being corrected, and doubles, up to
 //!   1 s, when nothing moved. A change of the set of workers starts it at 10 ms again.
+//! - Work that stands does not wait for that ([`Balancer::press`]): loads are counted anew for 500 us, and then looked at.
+//!   What is moved then goes to few, who are filled half way from the mean to full: each of them may have to wait until
+//!   the giver has completed what it has. The next look, after 10 ms, evens them out. If nothing helped, work that stands
+//!   is not heard for 2 ms.
 //!
 //! # Limits
 //!
@@ -28,6 +37,7 @@
 
 use std::time::Duration;
 
+mod estimate;
 mod home;
 mod plan;
 mod reason;
@@ -79,6 +89,9 @@ pub struct WorkerRoom {
 pub struct Settings {
     /// Least fall of the predicted maximum that is worth a move, as part of it.
     pub worth: f64,
+    /// Where the maximum leaves less room than this, less is worth a move, in proportion: near full, a little less load is
+    /// much less delay.
+    pub near: f64,
     /// Multiple of the noise that it must fall by as well.
     pub above_noise: f64,
     /// Looks that a moved item rests.
@@ -91,6 +104,12 @@ pub struct Settings {
     pub full: f64,
     /// The imbalance is large when the maximum exceeds the mean by this factor.
     pub large: f64,
+    /// Looks that what is known of an item's load goes back, if they are equally long; 0 for the last one only.
+    pub memory: u16,
+    /// Change of an item's load, as part of a worker, after which what was known of it does not count.
+    pub change: f64,
+    /// For how long loads are counted when work stands.
+    pub urgent: Duration,
     /// Shortest time between looks.
     pub shortest: Duration,
     /// Longest time between looks.
@@ -101,12 +120,16 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             worth: 0.02,
+            near: 0.1,
             above_noise: 2.0,
             rest: 8,
             budget: 16,
             elephant: 0.3,
             full: 0.95,
             large: 1.25,
+            memory: 16,
+            change: 0.02,
+            urgent: Duration::from_micros(500),
             shortest: Duration::from_millis(10),
             longest: Duration::from_secs(1),
         }
@@ -116,8 +139,10 @@ impl Default for Settings {
 /// What is remembered of an item.
 #[derive(Clone, Copy, Default, Debug)]
 struct History {
-    /// Part of a worker that it took at the last look.
+    /// Part of a worker that it takes, as far as is known.
     share: f64,
+    /// Capacity over which that was counted; 0 if it never was.
+    weight: f64,
     /// The worker it left at its last move.
     left: Option<Worker>,
     /// Looks for which it stays where it is.
@@ -146,8 +171,10 @@ struct Side {
     node: Option<Node>,
     /// Its part of the sorted items.
     items: (usize, usize),
-    /// Change of load since the last look that no move explains.
+    /// By how much the load is another than was thought.
     drift: f64,
+    /// Sum of its items' loads, each by the number of looks like this one that it is known from.
+    doubt: f64,
 }
 
 impl Side {
@@ -165,11 +192,25 @@ impl Side {
     }
 }
 
+/// What is done about work that stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Alarm {
+    /// Nothing yet.
+    Ready,
+    /// Loads are counted anew.
+    Counting,
+    /// That found nothing that helps.
+    Vain,
+}
+
 /// Decides which items move, look by look.
 #[derive(Debug)]
 pub struct Balancer {
     settings: Settings,
     period: Duration,
+    alarm: Alarm,
+    /// Mean deviation of a worker's load at a look, times the root of the capacity.
+    scatter: f64,
     noise: f64,
     histories: Box<[History]>,
     /// Who took items at the last look; empty before the first.
@@ -189,6 +230,8 @@ impl Balancer {
         Self {
             settings,
             period: settings.shortest,
+            alarm: Alarm::Ready,
+            scatter: 0.0,
             noise: 0.0,
             histories: vec![History::default(); items].into_boxed_slice(),
             took: Vec::with_capacity(workers),
@@ -208,6 +251,26 @@ impl Balancer {
     /// Something is known to be wrong now: looks again after the shortest period.
     pub const fn hurry(&mut self) {
         self.period = self.settings.shortest;
+    }
+
+    /// What is known of loads is of another time: as if this were new, but for what rests.
+    pub fn forget(&mut self) {
+        self.histories
+            .iter_mut()
+            .for_each(|history| history.weight = 0.0);
+    }
+
+    /// Work stands, so what is known of loads is probably old. If true, loads are to be counted anew from now on, and the
+    /// look after [`period`](Self::period) is about them. False while that is under way, and until the next look if it
+    /// found nothing that helps.
+    #[must_use]
+    pub fn press(&mut self) -> bool {
+        let ready = self.alarm == Alarm::Ready;
+        if ready {
+            self.alarm = Alarm::Counting;
+            self.period = self.settings.urgent;
+        }
+        ready
     }
 
     /// The noise, as part of the largest worker's capacity.

@@ -11,8 +11,9 @@
 //! - **Grow** when a worker's queues were standing at two looks running, or have not been seen empty for 20 us. A
 //!   parked worker wakes, one on the node where help is best if there is any, or else on the same. 200 us of rest follow, in which what moves to it takes effect. A worker that has nothing
 //!   it could give away is left alone.
-//! - **Shrink** when a worker that need not stay was busy less than 25 % over 20 ms, and what all do would keep the others
-//!   under 70 %. Every change starts the 20 ms again, so workers go one by one. The last one parks when it had nothing to do at all.
+//! - **Shrink** when a worker that need not stay was busy less than half of 20 ms, and what all do would keep the others
+//!   under 70 %; if it is a single item's load, that must fit beside what another has. Balanced workers are all as busy, so
+//!   with a smaller share hardly anyone would ever go. Every change starts the 20 ms again, so workers go one by one. The last one parks when it had nothing to do at all.
 //! - Nobody is awake and there is work: the worker whose queues have it wakes.
 //! - [`Decision::Crowded`] says that one more is wanted and none is left. From then on only balancing can help.
 //!
@@ -72,7 +73,7 @@ impl Default for Settings {
             standing: 2,
             rest: Duration::from_micros(200),
             window: Duration::from_millis(20),
-            idle: 0.25,
+            idle: 0.5,
             others: 0.7,
         }
     }
@@ -314,7 +315,10 @@ impl Scaler {
             };
         }
         let others = shares().map(|(_, share)| share).sum::<f64>() / (awake - 1) as f64;
-        if share < self.settings.idle && others < self.settings.others {
+        let rest = shares().filter(|(other, _)| *other != number);
+        let least = rest.map(|(_, share)| share).fold(f64::INFINITY, f64::min);
+        let fits = looks[number].divisible || share + least < self.settings.others;
+        if share < self.settings.idle && others < self.settings.others && fits {
             let reason = Shrink::Idle { share, others };
             return Decision::Shrink { park, reason };
         }
@@ -498,6 +502,21 @@ mod tests {
             } else {
                 assert_eq!(decision, Decision::Stay);
             }
+        }
+    }
+
+    #[test]
+    fn a_single_item_must_fit_beside_another() {
+        for (divisible, goes) in [(true, true), (false, false)] {
+            let mut scaler = Scaler::new(3, Settings::default());
+            let last = Look {
+                divisible,
+                ..awake(0.4)
+            };
+            let most = Duration::from_millis(60);
+            let looks = [awake(0.45), awake(0.45), last];
+            let (_, decision) = until(&mut scaler, EVERY, most, &looks);
+            assert_eq!(decision != Decision::Stay, goes);
         }
     }
 

@@ -16,7 +16,7 @@ use vswitch_flowtable::balance::{self, Balancer, ItemLoad, Node, Worker, WorkerR
 use vswitch_flowtable::scale::Settings;
 use vswitch_steer_sim::outcome::Bound;
 use vswitch_steer_sim::{
-    Look, Order, Ours, Outcome, Policy, RssPlusPlus, Static, Trace, run as simulate,
+    Look, Oracle, Order, Ours, Outcome, Policy, RssPlusPlus, Static, Trace, run as simulate,
 };
 
 use crate::machine::Notes;
@@ -39,7 +39,7 @@ const SAVED: f64 = 0.25;
 /// Time for a decision on 1,024 items and 16 workers.
 const DECISION_US: f64 = 50.0;
 
-const NAMES: [(&str, &str); 5] = [
+const NAMES: [(&str, &str); 6] = [
     ("static", "the table as it is made, for ever"),
     (
         "rss++",
@@ -51,8 +51,12 @@ const NAMES: [(&str, &str); 5] = [
     ),
     ("gated", "ours; the new worker waits for the old one"),
     (
-        "gated-70",
-        "the same, parking a worker whenever the others stay under 70 %, busy or not",
+        "gated-25",
+        "the same, parking a worker only when it was busy for less than a quarter, as the switch does",
+    ),
+    (
+        "oracle",
+        "knows every bucket's true rate, every 100 us; no switch can. What steering whole buckets by rates gives at best",
     ),
 ];
 
@@ -100,6 +104,8 @@ pub struct Balance {
 /// All policies at an exponent.
 #[derive(Clone, Debug, Serialize)]
 pub struct Delay {
+    /// Workers.
+    pub workers: u16,
     /// Exponent of Zipf's law.
     pub zipf: f64,
     /// The largest flow that is no elephant, in workers.
@@ -113,7 +119,7 @@ pub struct Delay {
 pub struct Run {
     /// Whose.
     pub name: String,
-    /// Delays in us, by quantile.
+    /// Delays in us, by quantile; of the first seed, as all but what says otherwise.
     pub us: BTreeMap<String, f64>,
     /// Part of the packets dropped.
     pub dropped: f64,
@@ -123,6 +129,12 @@ pub struct Run {
     pub moved: u64,
     /// Workers awake in the mean.
     pub awake: f64,
+    /// Its 95th percentile by seed, in us.
+    pub p95_by_seed: Vec<f64>,
+    /// Workers awake by seed.
+    pub awake_by_seed: Vec<f64>,
+    /// Part of the packets of all seeds that were late, by cause: see `vswitch_steer_sim::outcome::Cause`.
+    pub late: [f64; 6],
     /// Every 10 ms.
     pub samples: Vec<Look>,
     /// Delay in us, and the part of the packets that had at most that.
@@ -160,8 +172,33 @@ impl Run {
             moved: outcome.moved,
             awake: outcome.awake,
             cdf: cdf.collect(),
+            p95_by_seed: vec![quantile(0.95)],
+            awake_by_seed: vec![outcome.awake],
+            late: outcome
+                .late
+                .0
+                .map(|count| count as f64 / outcome.packets.max(1) as f64),
             samples: outcome.samples,
         }
+    }
+
+    /// The first of these, which are of as many seeds, with what is told of all.
+    fn over_seeds(all: Vec<Self>) -> Option<Self> {
+        let count = all.len() as f64;
+        all.into_iter()
+            .reduce(|mut first, next| {
+                first.p95_by_seed.extend(next.p95_by_seed);
+                first.awake_by_seed.extend(next.awake_by_seed);
+                first.reordered += next.reordered;
+                for (sum, late) in first.late.iter_mut().zip(next.late) {
+                    *sum += late;
+                }
+                first
+            })
+            .map(|mut first| {
+                first.late = first.late.map(|sum| sum / count);
+                first
+            })
     }
 
     fn p95(&self) -> f64 {
@@ -194,7 +231,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let quick = options.quick;
     let balance = balance_cases(quick)?;
     let delay = delay_cases(quick)?;
-    let scale = scale_runs()?;
+    let scale = scale_runs(quick)?;
     let decision_us = decision_us();
     let claims = claims(&balance, &delay, &scale, decision_us.0);
     let head = Head {
@@ -273,37 +310,59 @@ fn balance_case(trace: &mut Trace, seeds: u64) -> Balance {
     case
 }
 
+/// Workers, exponent, milliseconds, and how many seeds.
+const DELAY_CASES: [(u16, f64, u64, u64); 7] = [
+    (8, 1.0, 4000, 5),
+    (8, 0.8, 4000, 3),
+    (8, 0.9, 4000, 3),
+    (8, 1.1, 2000, 3),
+    (4, 0.9, 4000, 5),
+    (16, 0.9, 2000, 5),
+    (64, 0.8, 500, 3),
+];
+
 fn delay_cases(quick: bool) -> Result<Vec<Delay>> {
-    let exponents: &[f64] = if quick { &[1.0] } else { &[0.8, 0.9, 1.0, 1.1] };
-    let mut cases = Vec::new();
-    for &zipf in exponents {
-        eprintln!("delay: exponent {zipf}");
-        let mut trace = trace(Trace::elephants())?;
-        trace.zipf = zipf;
-        if quick {
-            trace.millis = 1500;
-        }
-        let runs = policies(&trace, false).into_iter();
-        let runs = runs.map(|(name, mut policy, order)| {
-            Run::of(name, simulate(&trace, policy.as_mut(), order))
-        });
-        cases.push(Delay {
-            zipf,
-            largest_flow: trace.flow_loads().first().copied().unwrap_or(0.0),
-            runs: runs.collect(),
-        });
-    }
-    Ok(cases)
+    let cases = match quick {
+        true => &[(8, 1.0, 1500, 1)][..],
+        false => &DELAY_CASES,
+    };
+    cases
+        .iter()
+        .map(|&(workers, zipf, millis, seeds)| {
+            let mut trace = trace(Trace::elephants())?.over(workers);
+            (trace.zipf, trace.millis) = (zipf, millis);
+            eprintln!("delay: {workers} workers, exponent {zipf}");
+            Ok(Delay {
+                workers,
+                zipf,
+                largest_flow: trace.flow_loads().first().copied().unwrap_or(0.0),
+                runs: seeded(&mut trace, seeds, false),
+            })
+        })
+        .collect()
 }
 
-fn scale_runs() -> Result<Vec<Run>> {
-    let trace = trace(Trace::on_off())?;
-    let runs = policies(&trace, true).into_iter();
-    let runs = runs.map(|(name, mut policy, order)| {
-        eprintln!("workers over time: {name}");
-        Run::of(name, simulate(&trace, policy.as_mut(), order))
-    });
-    Ok(runs.collect())
+/// All policies over a trace with these seeds.
+fn seeded(trace: &mut Trace, seeds: u64, scaling: bool) -> Vec<Run> {
+    let mut by_policy: Vec<Vec<Run>> = Vec::new();
+    for seed in 1..=seeds {
+        trace.seed = seed;
+        let runs = policies(trace, scaling).into_iter();
+        for (place, (name, mut policy, order)) in runs.enumerate() {
+            let run = Run::of(name, simulate(trace, policy.as_mut(), order));
+            match by_policy.get_mut(place) {
+                Some(all) => all.push(run),
+                None => by_policy.push(vec![run]),
+            }
+        }
+    }
+    by_policy.into_iter().filter_map(Run::over_seeds).collect()
+}
+
+fn scale_runs(quick: bool) -> Result<Vec<Run>> {
+    eprintln!("workers over time");
+    let mut trace = trace(Trace::on_off())?;
+    Ok(seeded(&mut trace, if quick { 1 } else { 3 }, true))
 }
 
 type Contestant = (&'static str, Box<dyn Policy>, Order);
@@ -313,8 +372,8 @@ fn policies(trace: &Trace, scaling: bool) -> Vec<Contestant> {
         true => Box::new(Ours::scaling(trace.workers, settings)),
         false => Box::new(Ours::balancing(trace.workers)),
     };
-    let rest_only = Settings {
-        idle: 1.0,
+    let reluctant = Settings {
+        idle: 0.25,
         ..Settings::default()
     };
     let mut all: Vec<Contestant> = vec![
@@ -324,7 +383,9 @@ fn policies(trace: &Trace, scaling: bool) -> Vec<Contestant> {
         ("gated", ours(Settings::default()), Order::Gated),
     ];
     if scaling {
-        all.push(("gated-70", ours(rest_only), Order::Gated));
+        all.push(("gated-25", ours(reluctant), Order::Gated));
+    } else {
+        all.push(("oracle", Box::new(Oracle::default()), Order::Gated));
     }
     all
 }
@@ -377,23 +438,39 @@ fn claims(balance: &[Balance], delay: &[Delay], scale: &[Run], decision_us: f64)
         few == balance.len(),
     );
     for case in delay {
-        let find = |name: &str| case.runs.iter().find(|run| run.name == name).map(Run::p95);
-        let fixed = find("static").unwrap_or(f64::NAN);
+        let times = |name: &str| {
+            let find = |name: &str| case.runs.iter().find(|run| run.name == name);
+            let pair = find("static").into_iter().zip(find(name));
+            let ratios =
+                pair.flat_map(|(fixed, run)| fixed.p95_by_seed.iter().zip(&run.p95_by_seed));
+            let mut ratios: Vec<f64> = ratios.map(|(fixed, own)| fixed / own).collect();
+            ratios.sort_by(f64::total_cmp);
+            let at = |place: usize| ratios.get(place).copied().unwrap_or(f64::NAN);
+            (
+                at(0),
+                at(ratios.len() / 2),
+                at(ratios.len().saturating_sub(1)),
+            )
+        };
+        let oracle = times("oracle").1;
         for name in ["waiting", "gated"] {
-            let ratio = fixed / find(name).unwrap_or(f64::NAN);
+            let (least, median, most) = times(name);
             claim(
                 format!(
-                    "p95 at 90 % load, exponent {}, {name}: {TIMES:.0} times shorter than static",
-                    case.zipf
+                    "p95 at 90 % load, {} workers, exponent {}, {name}: {TIMES:.0} times shorter than static, with every seed",
+                    case.workers, case.zipf
                 ),
-                format!("{ratio:.1} times"),
-                ratio >= TIMES,
+                format!(
+                    "{least:.1} to {most:.1} times, median {median:.1}; the oracle {oracle:.1}"
+                ),
+                least >= TIMES,
             );
         }
     }
     let all = scale.iter().find(|run| run.name == "static");
     for run in scale.iter().filter(|run| run.name != "static") {
-        let saved = 1.0 - run.awake / all.map_or(f64::NAN, |all| all.awake);
+        let sum = |run: &Run| run.awake_by_seed.iter().sum::<f64>();
+        let saved = 1.0 - sum(run) / all.map_or(f64::NAN, sum);
         claim(
             format!(
                 "workers awake over the on/off trace, {}: 25 % fewer",
@@ -448,6 +525,11 @@ fn table(heading: &[&str], rows: impl IntoIterator<Item = Vec<String>>, left: us
     columns(&all, left)
 }
 
+/// In the order of `vswitch_steer_sim::outcome::Cause`.
+const CAUSES: [&str; 8] = [
+    "", "", "came", "uneven", "draining", "waiting", "full", "chance",
+];
+
 const RUN: [&str; 9] = [
     "",
     "",
@@ -470,8 +552,19 @@ impl Findings for Report {
             0,
         );
         let delay = self.delay.iter().flat_map(|case| {
-            let name = format!("zipf {}, largest flow {:.2}", case.zipf, case.largest_flow);
+            let name = format!(
+                "{} workers, zipf {}, largest flow {:.2}",
+                case.workers, case.zipf, case.largest_flow
+            );
             case.runs.iter().map(move |run| run.row(name.clone()))
+        });
+        let late = self.delay.iter().flat_map(|case| {
+            let name = format!("{} workers, zipf {}", case.workers, case.zipf);
+            case.runs.iter().map(move |run| {
+                let mut row = vec![name.clone(), run.name.clone()];
+                row.extend(run.late.map(|part| format!("{:.2}", part * 100.0)));
+                row
+            })
         });
         let scale = self.scale.iter().map(|run| run.row("on/off".into()));
         let claims = self.claims.iter().map(|claim| {
@@ -481,9 +574,10 @@ impl Findings for Report {
         format!(
             "{}Largest load by the bound, max(mean, largest flow), in workers; looks until it stays within {EVEN:.2}; rest: \
              without the\nworkers that the largest flows fill; most buckets moved at a look after the {LOOKS}th.\n{balance}\n\
-             Delay in us, rings of 1,024.\n{}\n{}\nA decision: {:.1} us, at most {:.1}.\n{}",
+             Delay in us, rings of 1,024; of the first seed.\n{}\nLate packets (a fourteenth of a full ring's delay), %, all seeds.\n{}\n{}\nA decision: {:.1} us, at most {:.1}.\n{}",
             self.head.render(),
             table(&RUN, delay, 2),
+            table(&CAUSES, late, 2),
             table(&RUN, scale, 2),
             self.decision_us.0,
             self.decision_us.1,
@@ -499,7 +593,7 @@ impl Findings for Report {
                 Summary::of([run.p95()])
             };
             (
-                format!("zipf {}", case.zipf),
+                format!("{} workers, zipf {}", case.workers, case.zipf),
                 names.iter().map(bar).collect(),
             )
         };
@@ -520,10 +614,7 @@ impl Findings for Report {
                 .map(|look| (look.at as f64 / 1e6, of(look)));
             (run.name.clone(), points.collect())
         };
-        let shown = self
-            .delay
-            .iter()
-            .min_by(|one, other| (one.zipf - 1.0).abs().total_cmp(&(other.zipf - 1.0).abs()));
+        let shown = self.delay.first();
         let runs = shown.map_or(&[][..], |case| &case.runs);
         let axes = |x: &str, y: &str| [x.to_owned(), y.to_owned()];
         let panels = [
@@ -577,6 +668,7 @@ mod tests {
         (even.workers, even.millis) = (4, 30);
         let balance = vec![balance_case(&mut even, 1)];
         let delay = vec![Delay {
+            workers: 4,
             zipf: 1.0,
             largest_flow: 0.5,
             runs: runs.clone(),

@@ -6,11 +6,13 @@ use std::collections::{BinaryHeap, VecDeque};
 use vswitch_flowtable::balance::Node;
 use vswitch_flowtable::scale::{self, Decision};
 
-use crate::outcome::{Bound, Delays, Look, Outcome};
+use crate::outcome::{Bound, Delays, Late, Look, Outcome};
 use crate::policy::{Change, Policy, View};
 use crate::trace::{Packet, Source, Trace};
+use late::Ledger;
 use table::Table;
 
+mod late;
 mod table;
 
 /// Entries of a worker's ring.
@@ -21,6 +23,10 @@ pub const BURST: usize = 32;
 const WAKE_NS: u64 = 5000;
 /// Time between samples, in ns.
 const SAMPLE_NS: u64 = 10_000_000;
+/// Time between looks at what is true, in ns.
+const TRUTH_NS: u64 = 1_000_000;
+/// Over how long a policy that knows the true rates is told them.
+const KNOWN_NS: u64 = 1_000_000_000;
 /// A bucket with more than this part of its worker's load leaves nothing worth giving away.
 const INDIVISIBLE: f64 = 0.8;
 
@@ -40,19 +46,25 @@ pub enum Order {
 /// A packet of a worker after which another may go on: the worker, and the packet's number there.
 type Gate = (u16, u64);
 
+#[derive(Clone, Copy)]
 struct Queued {
     packet: Packet,
     gate: Option<Gate>,
+    /// For how long its worker had ever waited when it came.
+    waited: u64,
 }
 
 /// A worker.
 #[derive(Default)]
 struct Worker {
     ring: VecDeque<Queued>,
-    batch: Vec<Packet>,
+    batch: Vec<Queued>,
     running: bool,
     /// For another, with packets in its ring.
     waits: bool,
+    waits_since: u64,
+    /// For how long it ever waited for others.
+    waited: u64,
     asleep: bool,
     awake_since: u64,
     awake_for: u64,
@@ -72,17 +84,30 @@ struct Worker {
 impl Worker {
     /// Takes so many packets; says how long they will take.
     fn take(&mut self, count: usize, now: u64) -> u64 {
-        let taken = self.ring.drain(..count).map(|queued| queued.packet);
-        self.batch.extend(taken);
+        self.batch.extend(self.ring.drain(..count));
         self.taken += count as u64;
         if self.ring.is_empty() {
             self.emptied = now;
         }
-        let work = self.batch.iter().map(|packet| u64::from(packet.work)).sum();
+        let work = self
+            .batch
+            .iter()
+            .map(|one| u64::from(one.packet.work))
+            .sum();
         self.running = true;
         self.busy_in_look += work;
         self.busy_in_plan += work;
         work
+    }
+
+    /// For how long it ever waited for others, up to now.
+    fn waited(&self, now: u64) -> u64 {
+        self.waited
+            + if self.waits {
+                now - self.waits_since
+            } else {
+                0
+            }
     }
 
     fn see(&mut self, parked: bool, elapsed: u64, now: u64) -> scale::Look {
@@ -186,15 +211,19 @@ struct Run<'a> {
     look_due: u64,
     changes: Vec<Change>,
     seen: Vec<scale::Look>,
+    source: Source,
+    truth: Vec<f64>,
+    truth_due: u64,
+    ledger: Ledger,
     outcome: Outcome,
 }
 
 /// Runs a trace under a policy.
 pub fn run(trace: &Trace, policy: &mut dyn Policy, order: Order) -> Outcome {
-    let mut source = Source::new(trace);
     let count = usize::from(trace.workers);
     let table = Table::new(trace.workers, policy.entries());
     let entries = table.entries();
+    let source = Source::new(trace, entries);
     let worker = || Worker {
         divisible: true,
         ..Worker::default()
@@ -220,6 +249,10 @@ pub fn run(trace: &Trace, policy: &mut dyn Policy, order: Order) -> Outcome {
             .map_or(u64::MAX, |every| every.as_nanos() as u64),
         changes: Vec::new(),
         seen: Vec::new(),
+        source,
+        truth: Vec::new(),
+        truth_due: TRUTH_NS,
+        ledger: Ledger::new(count),
         outcome: Outcome {
             policy: policy.name(),
             packets: 0,
@@ -231,11 +264,12 @@ pub fn run(trace: &Trace, policy: &mut dyn Policy, order: Order) -> Outcome {
             looks: Vec::new(),
             samples: Vec::new(),
             awake: 0.0,
+            late: Late::default(),
         },
         policy,
     };
     let end = trace.end();
-    while let Some(packet) = source.next(end) {
+    while let Some(packet) = run.source.next(end) {
         run.pass(packet.at);
         run.arrive(packet);
     }
@@ -249,7 +283,11 @@ impl Run<'_> {
             let batch = self.ends.peek().map_or(u64::MAX, |Reverse((at, _))| *at);
             let plan = self.policy.due().unwrap_or(u64::MAX);
             let sample = self.of_sample.since + SAMPLE_NS;
-            let next = batch.min(self.look_due).min(plan).min(sample);
+            let next = batch
+                .min(self.look_due)
+                .min(plan)
+                .min(sample)
+                .min(self.truth_due);
             if next > until {
                 return;
             }
@@ -259,6 +297,8 @@ impl Run<'_> {
                 }
             } else if next == self.look_due {
                 self.look(next);
+            } else if next == self.truth_due {
+                self.see_truth(next);
             } else if next == sample {
                 let look = self.of_sample.look(next, self.alone, self.awake(), 0);
                 self.outcome.samples.push(look);
@@ -268,6 +308,17 @@ impl Run<'_> {
                 self.plan(next.max(self.looked), false);
             }
         }
+    }
+
+    /// Notes who is overloaded, and by what. It is known one packet ahead.
+    fn see_truth(&mut self, now: u64) {
+        self.truth_due = now + TRUTH_NS;
+        self.source.truth(&mut self.truth);
+        let came = self.source.came().filter(|(at, _)| at + TRUTH_NS >= now);
+        let came = came.map(|(_, hash)| self.table.owner(self.table.bucket(hash)));
+        let owner = |bucket| self.table.owner(bucket);
+        let queued = |worker: usize| self.workers[worker].ring.len();
+        self.ledger.look(&self.truth, owner, queued, came);
     }
 
     fn awake(&self) -> u16 {
@@ -286,6 +337,7 @@ impl Run<'_> {
         let worker = &mut self.workers[number];
         if worker.ring.len() >= RING {
             self.outcome.dropped += 1;
+            self.ledger.record(number, u64::MAX, 0);
             return;
         }
         if worker.ring.is_empty() && !worker.running {
@@ -296,7 +348,12 @@ impl Run<'_> {
         let is_free = !worker.running && worker.ring.is_empty();
         let gate = self.table.gate(bucket).filter(|gate| !self.is_open(*gate));
         let worker = &mut self.workers[number];
-        worker.ring.push_back(Queued { packet, gate });
+        let waited = worker.waited(packet.at);
+        worker.ring.push_back(Queued {
+            packet,
+            gate,
+            waited,
+        });
         if worker.asleep {
             // Its queues are armed: the packet is a kick.
             self.look_due = self.look_due.min(packet.at);
@@ -318,7 +375,10 @@ impl Run<'_> {
             let end = from + self.workers[number].take(count, now);
             self.ends.push(Reverse((end, number as u16)));
         }
-        self.workers[number].waits = count == 0;
+        let worker = &mut self.workers[number];
+        worker.waited = worker.waited(now);
+        worker.waits_since = now;
+        worker.waits = count == 0;
         self.any_waits |= count == 0;
     }
 
@@ -348,8 +408,16 @@ impl Run<'_> {
         let worker = &mut self.workers[number];
         worker.completed += worker.batch.len() as u64;
         worker.running = false;
-        for packet in worker.batch.drain(..) {
-            self.outcome.delays.record(now - packet.at);
+        let waited = worker.waited(now);
+        for Queued {
+            packet,
+            waited: before,
+            ..
+        } in worker.batch.drain(..)
+        {
+            let delay = now - packet.at;
+            self.outcome.delays.record(delay);
+            self.ledger.record(number, delay, waited - before);
             let last = &mut self.last[packet.flow as usize];
             if packet.generation > last.generation {
                 *last = Last {
@@ -420,6 +488,13 @@ impl Run<'_> {
             }
             Decision::Stay | Decision::Crowded { .. } => {}
         }
+        if self.policy.counts_anew() {
+            self.loads.fill(0);
+            self.counted_since = now;
+            for worker in &mut self.workers {
+                worker.busy_in_plan = 0;
+            }
+        }
         self.sweep(now);
         let every = self.policy.look_every().filter(|_| self.awake() > 0);
         self.look_due = every.map_or(u64::MAX, |every| now + every.as_nanos() as u64);
@@ -454,7 +529,14 @@ impl Run<'_> {
         {
             *both = pair.0 + pair.1;
         }
+        if self.policy.knows() {
+            self.source.truth(&mut self.truth);
+            let ns = |share: &f64| (share * KNOWN_NS as f64) as u64;
+            self.both.clear();
+            self.both.extend(self.truth.iter().map(ns));
+        }
         let (loads, since) = match extra {
+            _ if self.policy.knows() => (&self.both, now.saturating_sub(KNOWN_NS)),
             true => (&self.both, before.since),
             false => (&self.loads, self.counted_since),
         };
@@ -462,7 +544,11 @@ impl Run<'_> {
         self.changes.clear();
         let view = View {
             now,
-            elapsed: (now - since).max(1),
+            elapsed: if self.policy.knows() {
+                KNOWN_NS
+            } else {
+                (now - since).max(1)
+            },
             loads,
             owners: self.table.wanted(),
             busy: &busy,
@@ -517,6 +603,7 @@ impl Run<'_> {
             true => worker.awake_for,
             false => worker.awake_for + now.max(end) - worker.awake_since,
         };
+        self.outcome.late = self.ledger.late;
         self.outcome.awake = self.workers.iter().map(awake).sum::<u64>() as f64 / now as f64;
         self.outcome
     }

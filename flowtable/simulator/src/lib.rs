@@ -23,8 +23,8 @@
 //! | --- | --- |
 //! | [`trace`] | descriptions of traffic, and the flows made from them |
 //! | [`engine`] | the clock, the workers, the table |
-//! | [`policy`] | who decides: a static table, RSS++'s constants, ours |
-//! | [`outcome`] | what a run gave: delays, loads, workers awake |
+//! | [`policy`] | who decides: a static table, RSS++'s constants, ours, an oracle |
+//! | [`outcome`] | what a run gave: delays, why packets were late, loads, workers awake |
 //!
 //! One seed, one result: nothing here looks at a clock or at the machine.
 
@@ -37,5 +37,5 @@ pub mod trace;
 
 pub use engine::{Order, run};
 pub use outcome::{Delays, Look, Outcome};
-pub use policy::{Ours, Policy, RssPlusPlus, Static};
+pub use policy::{Oracle, Ours, Policy, RssPlusPlus, Static};
 pub use trace::Trace;

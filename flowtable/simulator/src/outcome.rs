@@ -76,6 +76,35 @@ pub struct Look {
     pub moves: usize,
 }
 
+/// What the worker of a late packet suffered from. Late is a delay of a fourteenth of a full ring's or more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// An elephant came and overloads it until somebody moves something.
+    Came,
+    /// It is overloaded though others have room.
+    Uneven,
+    /// It is no longer overloaded, but has not caught up.
+    Draining,
+    /// It waits for another worker, to keep order.
+    Waiting,
+    /// All workers together have hardly any room.
+    Full,
+    /// Nothing: packets come at random.
+    Chance,
+}
+
+/// Late packets, dropped ones among them, by [`Cause`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Late(pub [u64; 6]);
+
+impl Late {
+    /// Those by this cause.
+    #[must_use]
+    pub const fn of(&self, cause: Cause) -> u64 {
+        self.0[cause as usize]
+    }
+}
+
 /// What a run gave.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -99,6 +128,8 @@ pub struct Outcome {
     pub samples: Vec<Look>,
     /// Workers awake, in the mean.
     pub awake: f64,
+    /// Why packets were late.
+    pub late: Late,
 }
 
 impl Outcome {
@@ -205,6 +236,7 @@ mod tests {
             looks: [0.9, 0.6, 0.7, 0.65, 0.6].map(look).to_vec(),
             samples: Vec::new(),
             awake: 1.0,
+            late: Late::default(),
         };
         assert_eq!(outcome.settles(&bound, 1.1), [Some(3), None]);
     }

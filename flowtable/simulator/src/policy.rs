@@ -5,6 +5,10 @@ use std::time::Duration;
 use vswitch_flowtable::balance::{self, Balancer, ItemLoad, Node, Worker, WorkerRoom};
 use vswitch_flowtable::scale::{self, Decision, Scaler};
 
+mod oracle;
+
+pub use oracle::Oracle;
+
 /// What a policy sees when it looks at the loads.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -40,9 +44,19 @@ pub trait Policy {
         None
     }
 
+    /// Whether it is told the true rates instead of what was counted.
+    fn knows(&self) -> bool {
+        false
+    }
+
     /// Looks at the loads. Says which buckets move, and may park and wake workers; of one that parks all buckets must
     /// move, unless all park.
     fn plan(&mut self, _view: &View<'_>, _parked: &mut [bool], _changes: &mut Vec<Change>) {}
+
+    /// After a look at the queues: whether loads are to be counted from now on.
+    fn counts_anew(&mut self) -> bool {
+        false
+    }
 
     /// How often it looks at the queues, if it does.
     fn look_every(&self) -> Option<Duration> {
@@ -71,6 +85,7 @@ pub struct Ours {
     balancer: Balancer,
     scaler: Option<Scaler>,
     last: u64,
+    anew: bool,
     items: Vec<ItemLoad>,
     rooms: Vec<WorkerRoom>,
 }
@@ -82,11 +97,18 @@ impl Ours {
     /// For so many workers, all of them awake at all times.
     #[must_use]
     pub fn balancing(workers: u16) -> Self {
+        Self::with(workers, balance::Settings::default())
+    }
+
+    /// The same with other constants.
+    #[must_use]
+    pub fn with(workers: u16, settings: balance::Settings) -> Self {
         let workers = usize::from(workers);
         Self {
-            balancer: Balancer::new(balance::MAX_ITEMS, workers, balance::Settings::default()),
+            balancer: Balancer::new(balance::MAX_ITEMS, workers, settings),
             scaler: None,
             last: 0,
+            anew: false,
             items: Vec::new(),
             rooms: Vec::new(),
         }
@@ -133,6 +155,10 @@ impl Policy for Ours {
         }
     }
 
+    fn counts_anew(&mut self) -> bool {
+        std::mem::take(&mut self.anew)
+    }
+
     fn look_every(&self) -> Option<Duration> {
         Some(scale::Settings::default().every)
     }
@@ -143,8 +169,9 @@ impl Policy for Ours {
             None => Decision::Stay,
         };
         let late = |look: &scale::Look| look.divisible && !look.parked && look.delay >= TOO_LATE;
-        if looks.iter().any(late) {
-            self.balancer.hurry();
+        if looks.iter().any(late) && self.balancer.press() {
+            self.last = now;
+            self.anew = true;
         }
         decision
     }

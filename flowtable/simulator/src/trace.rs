@@ -96,6 +96,20 @@ impl Trace {
         Self::parse(include_str!("../traces/on-off.yaml"))
     }
 
+    /// The same over so many workers: as many flows and elephants for each, at least one elephant.
+    #[must_use]
+    pub fn over(mut self, workers: u16) -> Self {
+        let scaled = |count: u32| (count * u32::from(workers) / u32::from(self.workers)).max(1);
+        self.flows = scaled(self.flows);
+        self.elephants = self.elephants.map(|all| Elephants {
+            count: scaled(all.count),
+            ..all
+        });
+        self.churn *= f64::from(workers) / f64::from(self.workers);
+        self.workers = workers;
+        self
+    }
+
     /// How long it lasts, in ns.
     #[must_use]
     pub const fn end(&self) -> u64 {
@@ -174,10 +188,16 @@ pub(crate) struct Source {
     churn: f64,
     churns_at: u64,
     now: f64,
+    /// What is so, and no policy of a switch knows: parts of the traffic by bucket, elephants aside.
+    parts: Vec<f64>,
+    /// Part of the traffic by flow.
+    weights: Vec<f64>,
+    turned: Option<(u64, u32)>,
 }
 
 impl Source {
-    pub(crate) fn new(trace: &Trace) -> Self {
+    /// For a table of so many entries, a power of two.
+    pub(crate) fn new(trace: &Trace, entries: usize) -> Self {
         let mut random = XorShiftRng::seed_from_u64(trace.seed);
         let mut key = [0; 16];
         random.fill_bytes(&mut key);
@@ -188,12 +208,16 @@ impl Source {
                 trace.phases.iter().map(phase).collect()
             }
         };
+        let mut weights = weights(trace.flows, trace.zipf);
+        let alias = alias(&weights);
+        let all: f64 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= all);
         let mut source = Self {
             random,
             hasher: FlowHasher::new(key),
             made: 0,
             flows: Vec::new(),
-            alias: alias(&weights(trace.flows, trace.zipf)),
+            alias,
             elephants: Vec::new(),
             of_elephants: trace.elephants,
             phase: 0,
@@ -204,10 +228,16 @@ impl Source {
             churn: trace.churn / 1e9,
             churns_at: u64::MAX,
             now: 0.0,
+            parts: vec![0.0; entries],
+            weights,
+            turned: None,
         };
         let elephants = trace.elephants.map_or(0, |all| all.count);
-        for _ in 0..trace.flows + elephants {
+        for place in 0..(trace.flows + elephants) as usize {
             let hash = source.new_hash();
+            if let Some(weight) = source.weights.get(place) {
+                source.parts[hash as usize & (entries - 1)] += weight;
+            }
             source.flows.push(Flow {
                 hash,
                 generation: 0,
@@ -253,8 +283,31 @@ impl Source {
         })
     }
 
+    /// The true loads of the buckets at this moment, in workers.
+    pub(crate) fn truth(&self, loads: &mut Vec<f64>) {
+        let base = self.rate * SERVICE_NS as f64;
+        loads.clear();
+        loads.extend(self.parts.iter().map(|part| part * base));
+        let elephant = self.elephant_rate * SERVICE_NS as f64;
+        for (one, flow) in self.elephants.iter().zip(&self.flows[self.alias.len()..]) {
+            if one.is_on {
+                loads[flow.hash as usize & (self.parts.len() - 1)] += elephant;
+            }
+        }
+    }
+
+    /// When an elephant last came, and its hash.
+    pub(crate) const fn came(&self) -> Option<(u64, u32)> {
+        self.turned
+    }
+
     fn renew(&mut self, place: usize) {
         let hash = self.new_hash();
+        if let Some(weight) = self.weights.get(place) {
+            let mask = self.parts.len() - 1;
+            self.parts[self.flows[place].hash as usize & mask] -= weight;
+            self.parts[hash as usize & mask] += weight;
+        }
         let flow = &mut self.flows[place];
         flow.hash = hash;
         flow.generation += 1;
@@ -298,7 +351,9 @@ impl Source {
                     turns_at,
                 };
                 if on {
-                    self.renew(self.alias.len() + number);
+                    let place = self.alias.len() + number;
+                    self.renew(place);
+                    self.turned = Some((now, self.flows[place].hash));
                 }
             }
         }
@@ -394,7 +449,7 @@ mod tests {
     use super::*;
 
     fn packets(trace: &Trace) -> Vec<Packet> {
-        let mut source = Source::new(trace);
+        let mut source = Source::new(trace, 512);
         std::iter::from_fn(|| source.next(trace.end())).collect()
     }
 

@@ -1,17 +1,21 @@
 //! Making a plan, step by step.
 
 use super::{
-    Balancer, Filling, Item, ItemLoad, LONGEST_REST, Move, Node, Outcome, Reason, Side, Worker,
+    Alarm, Balancer, Item, ItemLoad, LONGEST_REST, Move, Node, Outcome, Reason, Side, Worker,
     WorkerRoom,
 };
 
-/// Weight of the last look in the noise.
-const NOISE_WEIGHT: f64 = 0.25;
 /// Steps into which a full worker is divided for sorting.
 const SORTED_STEPS: f64 = (1 << 24) as f64;
 
+/// How much longer than counting anew it takes until that may be done again, when it was in vain.
+const VAIN: u32 = 4;
+
 /// What an item that has no load counts for where silent items are dealt out: 1,000 of them are 1 % of a worker.
 const SILENT: f64 = 1e-5;
+
+/// Part of what is worth a move otherwise that a move gains at least, however little room there is.
+const LEAST: f64 = 0.1;
 
 /// Moves that are made for one purpose, and stand or fall together.
 struct Segment {
@@ -19,6 +23,17 @@ struct Segment {
     mark: usize,
     /// The largest level when they began.
     top: f64,
+}
+
+/// What levels a plan is after.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Down to where the fullest gives.
+    goal: f64,
+    /// Up to where others take.
+    ceiling: f64,
+    /// By how much the maximum must fall.
+    wanted: f64,
 }
 
 impl Balancer {
@@ -39,7 +54,7 @@ impl Balancer {
             self.hurry();
         }
         self.weigh(items, reference, changed);
-        self.sort(items, reference);
+        self.sort(items);
         self.evacuate(items);
         let outcome = self.even_out(items, changed);
         if self.moves.is_empty() {
@@ -47,8 +62,29 @@ impl Balancer {
         }
         let imbalance = outcome.1;
         self.remember(changed);
-        match (self.moves.is_empty(), outcome.0) {
-            (true, Outcome::Resting) => outcome.0,
+        let outcome = self.pace(outcome.0, imbalance, changed);
+        self.alarm = match self.alarm {
+            Alarm::Counting if self.moves.is_empty() => {
+                self.period = self.settings.urgent * VAIN;
+                Alarm::Vain
+            }
+            Alarm::Counting => {
+                self.period = self.settings.shortest;
+                Alarm::Ready
+            }
+            Alarm::Vain => {
+                self.period = self.period.max(self.settings.shortest);
+                Alarm::Ready
+            }
+            Alarm::Ready => Alarm::Ready,
+        };
+        outcome
+    }
+
+    /// Sets when to look again.
+    fn pace(&mut self, outcome: Outcome, imbalance: f64, changed: bool) -> Outcome {
+        match (self.moves.is_empty(), outcome) {
+            (true, Outcome::Resting) => outcome,
             (true, found) if changed => found,
             (true, found) => self.nothing(found),
             (false, found) => {
@@ -90,52 +126,14 @@ impl Balancer {
         changed
     }
 
-    /// Adds loads up by worker; finds elephants, those that fill a worker, and the noise.
-    fn weigh(&mut self, items: &[ItemLoad], reference: f64, changed: bool) {
-        let mut known = false;
-        for (number, (item, history)) in items.iter().zip(&mut self.histories).enumerate() {
-            let share = item.load as f64 / reference;
-            known |= history.share > 0.0;
-            if let Some(side) = self.sides.get_mut(usize::from(item.worker.0)) {
-                side.load += share;
-                side.drift += share - history.share;
-                let part = share / side.capacity;
-                let heavy = part > self.settings.elephant;
-                history.heavy = if heavy { 2.min(history.heavy + 1) } else { 0 };
-                if part >= self.settings.full {
-                    self.filling.push(Filling {
-                        item: Item(number as u16),
-                        worker: item.worker,
-                        load: part,
-                    });
-                }
-            }
-            history.share = share;
-            if !changed {
-                history.rest = history.rest.saturating_sub(1);
-            }
-        }
-        let count = self.sides.iter().filter(|side| side.takes).count() as f64;
-        if !known || changed || count == 0.0 {
-            return;
-        }
-        // That all loads rise together makes no worker's place less certain.
-        let takers = || self.sides.iter().filter(|side| side.takes);
-        let common = takers().map(|side| side.drift).sum::<f64>() / count;
-        let apart = takers()
-            .map(|side| (side.drift - common).abs())
-            .sum::<f64>()
-            / count;
-        self.noise += NOISE_WEIGHT * (apart - self.noise);
-    }
-
-    fn sort(&mut self, items: &[ItemLoad], reference: f64) {
+    fn sort(&mut self, items: &[ItemLoad]) {
         self.sorted.clear();
         for (number, item) in items.iter().enumerate() {
-            if item.load == 0 || usize::from(item.worker.0) >= self.sides.len() {
+            let share = self.histories[number].share;
+            if share == 0.0 || usize::from(item.worker.0) >= self.sides.len() {
                 continue;
             }
-            let steps = (item.load as f64 / reference * SORTED_STEPS) as u32;
+            let steps = (share * SORTED_STEPS) as u32;
             let key =
                 u64::from(item.worker.0) << 48 | u64::from(u32::MAX - steps) << 16 | number as u64;
             self.sorted.push(key);
@@ -173,7 +171,8 @@ impl Balancer {
             }
         }
         for (number, item) in items.iter().enumerate() {
-            let silent = item.load == 0 || usize::from(item.worker.0) >= self.sides.len();
+            let share = self.histories[number].share;
+            let silent = share == 0.0 || usize::from(item.worker.0) >= self.sides.len();
             if silent && gone(&self.sides, item.worker) {
                 self.send_off(Item(number as u16), items, before);
             }
@@ -227,19 +226,49 @@ impl Balancer {
         };
         let mut segment = Segment { mark: forced, top };
         let mut resting = false;
-        while let Some(from) = self.fullest() {
+        let mut last = None;
+        while let Some(fullest) = self.fullest() {
             let wanted = self.wanted(segment.top);
-            if self.sides[from].level() <= goal + wanted / 2.0 {
-                break;
+            let ceiling = self.ceiling(goal);
+            // One that is relieved gives down to the goal, though others are filled beyond.
+            let sticks = |(from, _): &(usize, usize)| {
+                ceiling > goal && self.sides[*from].is_in() && self.sides[*from].level() > goal
+            };
+            let from = last.filter(sticks).map_or(fullest, |(from, _)| from);
+            let enough = if from == fullest { ceiling } else { goal };
+            if self.sides[from].level() <= enough + wanted / 2.0 {
+                if from == fullest {
+                    break;
+                }
+                last = None;
+                continue;
             }
             if self.moves.len() - forced >= budget {
                 outcome = Outcome::OverBudget;
                 break;
             }
-            if let Some((place, to)) = self.find(from, items, goal, wanted, &mut resting) {
+            // To as few as have room: each of them waits until the giver has completed what it has.
+            let again = last.filter(|(giver, _)| *giver == from && ceiling > goal);
+            let limits = Limits {
+                goal,
+                ceiling,
+                wanted,
+            };
+            let fitting = Limits {
+                wanted: f64::INFINITY,
+                ..limits
+            };
+            let again = again.and_then(|(_, to)| self.find(from, to, items, fitting, &mut resting));
+            let found = again.or_else(|| {
+                let to = self.roomiest(None)?;
+                self.find(from, to, items, limits, &mut resting)
+            });
+            if let Some((place, to)) = found {
                 self.make(place, from, to, items);
+                last = Some((from, to));
                 continue;
             }
+            last = None;
             outcome = Outcome::Unsplittable;
             if let Some(small) = self.close(&segment, forced) {
                 outcome = small;
@@ -261,25 +290,42 @@ impl Balancer {
         (outcome, imbalance)
     }
 
+    /// How far a worker may be filled. Where work stands, each that takes some has to wait for it, so they are few; they
+    /// are evened out when nothing stands any more.
+    fn ceiling(&self, goal: f64) -> f64 {
+        match self.alarm {
+            Alarm::Counting => goal.max(f64::midpoint(goal, 1.0)),
+            _ => goal,
+        }
+    }
+
     /// By how much a maximum must fall.
     fn wanted(&self, top: f64) -> f64 {
-        (self.settings.worth * top).max(self.settings.above_noise * self.noise)
+        let near = ((1.0 - top) / self.settings.near).clamp(LEAST, 1.0);
+        (self.settings.worth * top * near).max(self.settings.above_noise * self.noise)
     }
 
     /// The place in the sorted items of what the worker gives away, and to whom.
     fn find(
         &mut self,
         from: usize,
+        to: usize,
         items: &[ItemLoad],
-        goal: f64,
-        wanted: f64,
+        limits: Limits,
         resting: &mut bool,
     ) -> Option<(usize, usize)> {
-        let to = self.roomiest(None).filter(|to| *to != from)?;
+        if from == to {
+            return None;
+        }
+        let Limits {
+            goal,
+            ceiling,
+            wanted,
+        } = limits;
         let giver = self.sides[from];
         let taker = self.sides[to];
         let excess = giver.load - goal * giver.capacity;
-        let room = goal * taker.capacity - taker.load;
+        let room = ceiling * taker.capacity - taker.load;
         let elephant = self.elephant(from);
         let mut found = None;
         let mut least = giver.level() - wanted;
@@ -312,7 +358,8 @@ impl Balancer {
         let load = self.histories[usize::from(item.0)].share;
         let near = items[usize::from(item.0)].node;
         let near = near.filter(|_| taker.node != near).and(self.roomiest(near));
-        let near = near.filter(|near| *near != from && self.sides[*near].level_with(load) <= goal);
+        let near =
+            near.filter(|near| *near != from && self.sides[*near].level_with(load) <= ceiling);
         Some((place, near.unwrap_or(to)))
     }
 

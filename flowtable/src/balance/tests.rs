@@ -265,6 +265,84 @@ fn the_period_follows() {
     assert_eq!(balancer.period(), Duration::from_millis(10));
 }
 
+/// Counting packets that come at random is no reason to move, and what lasts is found out in the end.
+#[test]
+fn small_differences_are_seen_through_chance() {
+    let mut balancer = Balancer::new(512, 2, Settings::default());
+    // 0.95 and 0.93 by 40 items each, which by turns have a tenth more or less.
+    let (mut moved, mut items) = (Vec::new(), items(&[(0, 0.0); 80]));
+    for (number, item) in items.iter_mut().enumerate() {
+        item.worker = Worker((number % 2) as u16);
+    }
+    for look in 0..40_u64 {
+        for (number, item) in (0..).zip(&mut items) {
+            let mean = if number % 2 == 0 { 23_750 } else { 23_250 };
+            let sways = (look * 7 + number * 13) % 21;
+            item.load = mean * (90 + sways) / 100;
+        }
+        let plan = balancer.plan(&items, &workers(2));
+        moved.push(plan.moves.len());
+        apply(&mut items, &plan);
+    }
+    assert!(moved.iter().sum::<usize>() <= 2, "{moved:?}");
+}
+
+/// Near full a small fall of the maximum is worth a move that it is not where there is room.
+#[test]
+fn near_full_less_is_worth_a_move() {
+    for (base, moves) in [(0.3, 0), (0.47, 1)] {
+        let mut balancer = Balancer::new(512, 2, Settings::default());
+        let items = padded(&[(0, base), (0, base), (0, 0.02), (1, base), (1, base - 0.01)]);
+        let plan = balancer.plan(&items, &workers(2));
+        assert_eq!(plan.moves.len(), moves, "{}", plan.outcome);
+    }
+}
+
+/// Each that takes something from a worker with standing work has to wait for it, so few do. Evening out comes later.
+#[test]
+fn where_work_stands_few_take_what_is_given_away() {
+    let loads = |elephant: f64| {
+        let mut all = vec![(0, elephant)];
+        all.extend((0..8).flat_map(|worker| vec![(worker, 0.02); 40]));
+        padded(&all)
+    };
+    let takers = |moves: &[Move]| {
+        let mut all: Vec<_> = moves.iter().map(|made| made.to.0).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.len()
+    };
+    for (pressed, most) in [(false, 7), (true, 5)] {
+        let mut balancer = Balancer::new(512, 8, Settings::default());
+        for _ in 0..4 {
+            assert!(balancer.plan(&loads(0.0), &workers(8)).moves.is_empty());
+        }
+        if pressed {
+            assert!(balancer.press() && !balancer.press());
+            assert_eq!(balancer.period(), Settings::default().urgent);
+        }
+        let mut items = loads(0.5);
+        let plan = balancer.plan(&items, &workers(8));
+        assert_eq!(takers(plan.moves), most, "{:?}", plan.moves);
+        assert_eq!(plan.period == Duration::from_millis(10), pressed);
+        apply(&mut items, &plan);
+        let after = levels(&items, &workers(8));
+        assert!(highest(&after) <= 0.95 && after[0] < 0.9, "{after:?}");
+    }
+}
+
+#[test]
+fn pressing_in_vain_waits_for_the_next_look() {
+    let mut balancer = Balancer::new(512, 2, Settings::default());
+    let alone = padded(&[(0, 1.2), (1, 0.2)]);
+    assert!(balancer.press());
+    assert!(balancer.plan(&alone, &workers(2)).moves.is_empty());
+    assert!(!balancer.press());
+    assert_eq!(balancer.period(), Duration::from_millis(2));
+    let _ = balancer.plan(&alone, &workers(2));
+    assert!(balancer.press());
+}
+
 #[test]
 fn items_stay_near_their_memory_if_there_is_room() {
     let mut balancer = Balancer::new(512, 3, Settings::default());
@@ -406,10 +484,12 @@ proptest! {
     fn rules_hold(
         looks in prop::collection::vec(any_loads(128), 1..30),
         places in prop::collection::vec(0u16..5, 128),
+        memory in prop_oneof![Just(0u16), Just(16)],
     ) {
         let room = workers(5);
-        let mut balancer = Balancer::new(128, 5, Settings::default());
-        let mut again = Balancer::new(128, 5, Settings::default());
+        let settings = Settings { memory, ..Settings::default() };
+        let mut balancer = Balancer::new(128, 5, settings);
+        let mut again = Balancer::new(128, 5, settings);
         let mut items: Vec<_> = places
             .iter()
             .map(|worker| ItemLoad { worker: Worker(*worker), load: 0, node: None })
@@ -426,13 +506,15 @@ proptest! {
             let before = highest(&levels(&items, &room));
             for (number, made) in plan.moves.iter().enumerate() {
                 prop_assert!(rests[usize::from(made.item.0)] <= 1, "it rests");
+                let near = ((1.0 - made.before) / 0.1).clamp(0.1, 1.0);
                 prop_assert!(made.from != made.to);
                 prop_assert_eq!(made.from, items[usize::from(made.item.0)].worker);
-                prop_assert!(made.before - made.after >= 0.02 * made.before - 1e-9);
+                prop_assert!(made.before - made.after >= 0.02 * near * made.before - 1e-9);
                 prop_assert!(plan.moves[..number].iter().all(|other| other.item != made.item));
             }
             apply(&mut items, &plan);
-            prop_assert!(highest(&levels(&items, &room)) <= before + 1e-9);
+            // What is remembered may be wrong about the last look.
+            prop_assert!(memory > 0 || highest(&levels(&items, &room)) <= before + 1e-9);
         }
     }
 

@@ -291,6 +291,7 @@ impl Brain {
 
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
+        self.balancer.forget();
         self.remember(now, &workers.queues());
         #[cfg(feature = "dpdk")]
         self.retas.begin(workers);
@@ -601,6 +602,8 @@ fn help(here: Node, queues: impl Iterator<Item = (Option<Node>, u64)>) -> Node {
 fn scaler(window: Duration) -> Scaler {
     let settings = scale::Settings {
         window,
+        // Whole queues do not spread as evenly as buckets.
+        idle: 0.25,
         ..scale::Settings::default()
     };
     Scaler::new(WORKERS, settings)

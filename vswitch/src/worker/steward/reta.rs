@@ -79,6 +79,7 @@ impl Retas {
         for (port, reta) in workers.retas() {
             if let Some(known) = self.ports.get_mut(&port) {
                 known.counted = reta.counted();
+                known.balancer.forget();
             }
         }
     }
