@@ -14,6 +14,10 @@
 //! several queues is waited for likewise, see [`settle_guests`]: workers know for themselves on which of them a flow is.
 //! Meanwhile the queue waits, unpolled: nothing is lost, nothing is reordered.
 //!
+//! **Sharing.** A queue's owner can have a helper ([`share`](Workers::share)). While that begins or ends the queue counts as
+//! in transit. The helper helps before the owner gives it anything and until after the owner has everything back; so the
+//! owner, which waits for it when the queue is fetched, never waits for one that has ended, or waits for a helper itself.
+//!
 //! **Numbers.** A worker keeps its number for life; a new one takes the lowest that is free. Counters are kept by number,
 //! and those of a worker that has left stay, so totals never fall.
 
@@ -32,11 +36,13 @@ use vswitch_vhost::TxRing;
 
 #[cfg(feature = "dpdk")]
 mod redirect;
+pub mod sharing;
 
 use super::settle::settle_guests;
 use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
 use crate::forward::PortRef;
+use crate::forward::share::Share;
 use crate::mailbox::Mailbox;
 
 /// How long a move waits for a NIC to send what the last owner gave it.
@@ -75,12 +81,25 @@ pub struct QueueSeen {
     pub key: QueueKey,
     /// Its owner; while it moves, its last one.
     pub owner: usize,
+    /// Who helps its owner with it.
+    pub helper: Option<Helper>,
     /// It is to stay there: the operator said so.
     pub pinned: bool,
     /// Where its memory or its device is, if that is known.
     pub node: Option<Node>,
     /// What its owners tell about it.
     pub vitals: Arc<QueueVitals>,
+}
+
+/// Who helps with a queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Helper {
+    /// The worker.
+    pub worker: usize,
+    /// How many outputs are its.
+    pub outputs: u32,
+    /// Nanoseconds that it took for them since it began.
+    pub busy_ns: u64,
 }
 
 /// Why a queue was not moved. It is where it was.
@@ -145,6 +164,8 @@ struct Place {
     owner: usize,
     /// Where it goes, while it is in nobody's hands.
     transit: Option<usize>,
+    /// Who helps its owner with it. Known to the helper before the owner and until after it.
+    helper: Option<(usize, Arc<Share>)>,
     node: Option<Node>,
     vitals: Arc<QueueVitals>,
 }
@@ -178,6 +199,10 @@ impl Place {
     /// The worker that has it or is about to.
     fn at(&self) -> usize {
         self.transit.unwrap_or(self.owner)
+    }
+
+    fn is_helped_by(&self, worker: usize) -> bool {
+        self.helper.as_ref().is_some_and(|(by, _)| *by == worker)
     }
 }
 
@@ -224,6 +249,7 @@ impl Workers {
             Place {
                 owner: worker,
                 transit: Some(worker),
+                helper: None,
                 node,
                 vitals: Arc::clone(&vitals),
             },
@@ -365,6 +391,11 @@ impl Workers {
         let queues = table.queues.iter().map(|(key, place)| QueueSeen {
             key: *key,
             owner: place.owner,
+            helper: place.helper.as_ref().map(|(worker, share)| Helper {
+                worker: *worker,
+                outputs: share.outputs(),
+                busy_ns: share.helper_ns(),
+            }),
             pinned: table.pins.contains_key(key),
             node: place.node,
             vitals: Arc::clone(&place.vitals),
@@ -391,7 +422,9 @@ impl Workers {
         send(&mail, Letter::Detach(key, reply));
         // A letter that is never read ends with its box, and so does this wait.
         drop(mail);
-        answer.recv().ok().flatten()
+        let input = answer.recv().ok().flatten();
+        self.release_helper(key);
+        input
     }
 
     /// A queue has arrived.
@@ -599,6 +632,13 @@ impl Workers {
 
     /// Ends a worker and waits for it. Queues that it still has end with it.
     fn dismiss(&self, index: usize) {
+        let mut table = self.table.lock();
+        if let Some(entry) = table.workers.get_mut(index).and_then(Option::as_mut) {
+            // No helper and not helped from now on.
+            entry.standing = Standing::Leaving;
+        }
+        drop(table);
+        self.part(index);
         let mut table = self.table.lock();
         let Some(entry) = table.workers.get_mut(index).and_then(Option::take) else {
             return;
