@@ -72,6 +72,7 @@ pub(super) fn call(
             Ok(steer::decisions(switch, switch.steward.rebalance()))
         }),
         methods::SteerSet::NAME => run::<methods::SteerSet>(r, |p| steer::set(switch, &p)),
+        methods::SteerShare::NAME => run::<methods::SteerShare>(r, |p| steer::share(switch, &p)),
         methods::SteerTrace::NAME => {
             run::<methods::SteerTrace>(r, |_| Ok(steer::decisions(switch, switch.steward.trace())))
         }

@@ -39,6 +39,17 @@ pub enum Input {
     Nic(Box<crate::nic::NicInput>),
 }
 
+impl Input {
+    /// Whether another worker can help with it.
+    pub fn lends(&self) -> bool {
+        match self {
+            Input::Guest(ring) => ring.lends(),
+            #[cfg(feature = "dpdk")]
+            Input::Nic(_) => false,
+        }
+    }
+}
+
 /// A queue in a worker's hands.
 struct Owned<Q> {
     key: QueueKey,

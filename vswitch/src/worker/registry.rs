@@ -83,6 +83,10 @@ pub struct QueueSeen {
     pub owner: usize,
     /// Who helps its owner with it.
     pub helper: Option<Helper>,
+    /// Whether it is to have one.
+    pub asked: Asked,
+    /// Its bursts can be lent out.
+    pub lends: bool,
     /// It is to stay there: the operator said so.
     pub pinned: bool,
     /// Where its memory or its device is, if that is known.
@@ -100,6 +104,18 @@ pub struct Helper {
     pub outputs: u32,
     /// Nanoseconds that it took for them since it began.
     pub busy_ns: u64,
+}
+
+/// Whether a queue is to have a helper.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Asked {
+    /// When it is worth it.
+    #[default]
+    Auto,
+    /// Always, as the operator wants.
+    On,
+    /// Never, as the operator wants.
+    Off,
 }
 
 /// Why a queue was not moved. It is where it was.
@@ -136,6 +152,8 @@ struct Table {
     /// Queues that the operator keeps with a worker, there at the moment or not: a ring goes and comes back when its guest
     /// is reset.
     pins: BTreeMap<QueueKey, usize>,
+    /// Those of which the operator has said whether they are to have helpers, likewise.
+    asked: BTreeMap<QueueKey, Asked>,
 }
 
 struct Entry {
@@ -166,6 +184,7 @@ struct Place {
     transit: Option<usize>,
     /// Who helps its owner with it. Known to the helper before the owner and until after it.
     helper: Option<(usize, Arc<Share>)>,
+    lends: bool,
     node: Option<Node>,
     vitals: Arc<QueueVitals>,
 }
@@ -244,12 +263,14 @@ impl Workers {
         table.set_resting(worker, false);
         let vitals = Arc::<QueueVitals>::default();
         let mail = Arc::clone(&table.here(worker)?.mail);
+        let asked = table.asked.get(&key) == Some(&Asked::On);
         table.queues.insert(
             key,
             Place {
                 owner: worker,
                 transit: Some(worker),
                 helper: None,
+                lends: input.lends(),
                 node,
                 vitals: Arc::clone(&vitals),
             },
@@ -257,6 +278,10 @@ impl Workers {
         drop(table);
         send(&mail, Letter::Attach(key, input, vitals));
         self.settled(key, worker);
+        if asked {
+            // Somebody has to find it one.
+            self.shared.bell.ring();
+        }
         Some(worker)
     }
 
@@ -357,7 +382,9 @@ impl Workers {
 
     /// This port does not come back.
     pub fn forget(&self, port: PortRef) {
-        self.table.lock().pins.retain(|key, _| key.port != port);
+        let mut table = self.table.lock();
+        table.pins.retain(|key, _| key.port != port);
+        table.asked.retain(|key, _| key.port != port);
     }
 
     /// Who owns a queue; while it moves, who did last.
@@ -391,6 +418,8 @@ impl Workers {
         let queues = table.queues.iter().map(|(key, place)| QueueSeen {
             key: *key,
             owner: place.owner,
+            asked: table.asked.get(key).copied().unwrap_or_default(),
+            lends: place.lends,
             helper: place.helper.as_ref().map(|(worker, share)| Helper {
                 worker: *worker,
                 outputs: share.outputs(),

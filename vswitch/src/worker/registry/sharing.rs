@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use super::{Place, Workers, send};
+use super::{Asked, Place, Workers, send};
 use crate::forward::share::Share;
 use crate::worker::{Letter, QueueKey};
 
@@ -15,9 +15,6 @@ pub enum ShareError {
     /// There is no such worker, or it is about to leave, or it owns the queue.
     #[error("there is no other worker")]
     NoWorker,
-    /// Somebody else is moving it.
-    #[error("the queue is just being moved")]
-    InTransit,
     /// One of the two workers helps already, or is helped.
     #[error("its worker, or the other one, helps already or is helped")]
     Engaged,
@@ -27,20 +24,25 @@ pub enum ShareError {
 }
 
 impl Workers {
-    /// Has a worker help with a queue from now on, until one of the two leaves, the queue moves or goes, or
+    /// Has a worker help with a queue, when that has arrived where it goes, from now on, until one of the two leaves, the queue moves or goes, or
     /// [`unshare`](Self::unshare).
     ///
     /// # Errors
     /// See [`ShareError`]; nothing has changed.
     pub fn share(&self, key: QueueKey, helper: usize) -> Result<(), ShareError> {
         let mut table = self.table.lock();
+        let owner = loop {
+            let place = table.queues.get(&key).ok_or(ShareError::NoQueue)?;
+            if !place.lends {
+                return Err(ShareError::Unfit);
+            }
+            if place.transit.is_none() {
+                break place.owner;
+            }
+            self.arrived.wait(&mut table);
+        };
         let helps = table.here(helper).ok_or(ShareError::NoWorker)?;
         let helps = Arc::clone(&helps.mail);
-        let place = table.queues.get(&key).ok_or(ShareError::NoQueue)?;
-        let owner = place.owner;
-        if place.transit.is_some() {
-            return Err(ShareError::InTransit);
-        }
         if owner == helper {
             return Err(ShareError::NoWorker);
         }
@@ -107,6 +109,28 @@ impl Workers {
         self.release_helper(key);
         self.settled(key, owner);
         true
+    }
+
+    /// Says whether a queue is to have a helper. That holds until its port is [forgotten](Self::forget), also while the queue
+    /// is away. Nothing is done about it here.
+    ///
+    /// # Errors
+    /// There is no such queue, or it cannot be shared.
+    pub fn ask_to_share(&self, key: QueueKey, asked: Asked) -> Result<(), ShareError> {
+        let mut table = self.table.lock();
+        let lends = table.queues.get(&key).map(|place| place.lends);
+        match (asked, lends) {
+            (Asked::Auto, _) => {
+                let was = table.asked.remove(&key);
+                was.map(drop).or(lends.map(drop)).ok_or(ShareError::NoQueue)
+            }
+            (Asked::On | Asked::Off, None) => Err(ShareError::NoQueue),
+            (Asked::On, Some(false)) => Err(ShareError::Unfit),
+            (Asked::On | Asked::Off, Some(_)) => {
+                table.asked.insert(key, asked);
+                Ok(())
+            }
+        }
     }
 
     /// Frames and bytes that a port has received at a worker.

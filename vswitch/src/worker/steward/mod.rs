@@ -16,6 +16,9 @@
 //! A worker that is not in use *rests*: it owns no queue and sleeps without a timer. A queue that the operator has pinned
 //! is no item for the balancer; its load is taken off its worker's capacity.
 //!
+//! A queue that fills its worker by itself cannot be moved to any avail. It is given a helper where that pays, also one that
+//! rested, and loses it where it does not any longer ([`sharing`]). Meanwhile it does not move, and its helper does not rest.
+//!
 //! # Limits
 //!
 //! 64 workers and 4096 queues are balanced; queues beyond stay where they are. If one is put to use soon after one was sent
@@ -34,14 +37,19 @@ use vswitch_flowtable::balance::{self, Balancer, Item, ItemLoad, Node, Plan, Rea
 use vswitch_flowtable::scale::{self, Scaler};
 
 use super::bell::Ears;
-use super::registry::{MoveError, QueueSeen, Seen, Workers};
+use super::registry::sharing::ShareError;
+use super::registry::{Asked, MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Shared};
+use sharing::{Room, Sharing, Wish};
 use trace::{Decision, Trace, What};
 
 #[cfg(feature = "dpdk")]
 mod reta;
+mod sharing;
 pub mod trace;
 
+/// Why, if nothing was measured.
+const ASKED: &str = "the operator asked for it";
 /// Workers that are looked at.
 const WORKERS: usize = 64;
 /// Queues that are looked at.
@@ -69,9 +77,15 @@ pub struct Duties {
     pub rebalance: bool,
     /// Take workers out of use. Only together with `rebalance`: who cannot move queues cannot empty a worker.
     pub scale: bool,
+    /// Give hot queues helpers. Only together with `rebalance`.
+    pub share: bool,
 }
 
 impl Duties {
+    fn shares(self) -> bool {
+        self.rebalance && self.share
+    }
+
     fn scales(self) -> bool {
         self.rebalance && self.scale
     }
@@ -113,6 +127,16 @@ impl Steward {
     pub fn configure(&self, duties: Duties) {
         let mut brain = self.brain.lock();
         brain.duties = duties;
+        if !duties.shares() {
+            for queue in self.workers.queues() {
+                if queue.asked != Asked::On && self.workers.unshare(queue.key) {
+                    let why = "sharing is switched off";
+                    brain
+                        .trace
+                        .note(SystemTime::now(), What::Alone(queue.key), why);
+                }
+            }
+        }
         if !duties.scales() {
             for worker in self.workers.list() {
                 self.workers.rest(worker.index, false);
@@ -150,24 +174,51 @@ impl Steward {
     pub fn set(&self, key: QueueKey, worker: Option<usize>) -> Result<(), MoveError> {
         let mut brain = self.brain.lock();
         let now = SystemTime::now();
-        let asked = "the operator asked for it";
         match worker {
             Some(to) => {
                 let from = self.workers.owner(key).ok_or(MoveError::NoQueue)?;
                 if self.workers.move_queue(key, to)? {
                     let queue = key;
-                    brain.trace.note(now, What::Move { queue, from, to }, asked);
+                    brain.trace.note(now, What::Move { queue, from, to }, ASKED);
                 }
                 self.workers.rest(to, false);
                 self.workers.pin(key, true)?;
-                brain.trace.note(now, What::Pin(key, to), asked);
+                brain.trace.note(now, What::Pin(key, to), ASKED);
             }
             None => {
                 self.workers.pin(key, false)?;
-                brain.trace.note(now, What::Release(key), asked);
+                brain.trace.note(now, What::Release(key), ASKED);
             }
         }
         // It may sleep because of what stayed where it was.
+        self.shared.bell.ring();
+        Ok(())
+    }
+
+    /// Has a queue shared with the worker that has most room, or not, from now on, or leaves it to the steward again.
+    ///
+    /// # Errors
+    /// See [`ShareError`]; nothing has changed.
+    pub fn share(&self, key: QueueKey, asked: Asked) -> Result<(), ShareError> {
+        let mut brain = self.brain.lock();
+        self.workers.ask_to_share(key, asked)?;
+        let is_helped = |queue: &QueueSeen| queue.key == key && queue.helper.is_some();
+        let is_shared = self.workers.queues().iter().any(is_helped);
+        let ends = match asked {
+            Asked::On => false,
+            Asked::Off => true,
+            Asked::Auto => !brain.duties.shares(),
+        };
+        if asked == Asked::On && !is_shared {
+            if let Err(error) = brain.find_helper(key, &self.workers) {
+                self.workers.ask_to_share(key, Asked::Auto)?;
+                return Err(error);
+            }
+        } else if ends && self.workers.unshare(key) {
+            let now = SystemTime::now();
+            brain.trace.note(now, What::Alone(key), ASKED);
+        }
+        drop(brain);
         self.shared.bell.ring();
         Ok(())
     }
@@ -196,6 +247,7 @@ impl Steward {
             let asleep = next.within.is_none();
             let mut brain = self.brain.lock();
             let now = Instant::now();
+            brain.find_helpers(&self.workers);
             next = if asleep {
                 // What was measured before is of another time.
                 brain.begin(now, &self.workers);
@@ -253,6 +305,7 @@ struct Brain {
     scaled: Instant,
     busy: [u64; WORKERS],
     calm: Duration,
+    sharing: Sharing,
     #[cfg(feature = "dpdk")]
     retas: reta::Retas,
     shrunk: Option<Instant>,
@@ -267,6 +320,11 @@ struct Brain {
 struct Known {
     item: u16,
     busy_ns: u64,
+    /// Who owned it then, and what its port had received there: frames and bytes.
+    owner: usize,
+    received: (u64, u64),
+    /// Who helped with it then, and what that had taken for it, nanoseconds.
+    helped: Option<(usize, u64)>,
 }
 
 impl Brain {
@@ -283,6 +341,7 @@ impl Brain {
             scaled: now,
             busy: [0; WORKERS],
             calm: CALM_MIN,
+            sharing: Sharing::default(),
             #[cfg(feature = "dpdk")]
             retas: reta::Retas::default(),
             shrunk: None,
@@ -293,13 +352,13 @@ impl Brain {
 
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
-        self.remember(now, &workers.queues());
+        self.remember(now, &workers.queues(), workers);
         #[cfg(feature = "dpdk")]
         self.retas.begin(workers);
         self.remember_busy(now, &workers.list());
     }
 
-    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) {
+    fn remember(&mut self, now: Instant, queues: &[QueueSeen], workers: &Workers) {
         let mut known = BTreeMap::new();
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
@@ -319,8 +378,14 @@ impl Brain {
             if let Some(taken) = taken.get_mut(usize::from(item)) {
                 *taken = true;
             }
-            let busy_ns = queue.vitals.busy_ns();
-            known.insert(queue.key, Known { item, busy_ns });
+            let now_known = Known {
+                item,
+                busy_ns: queue.vitals.busy_ns(),
+                owner: queue.owner,
+                received: workers.received(queue.key, queue.owner),
+                helped: queue.helper.map(|helper| (helper.worker, helper.busy_ns)),
+            };
+            known.insert(queue.key, now_known);
         }
         (self.queues, self.balanced) = (known, now);
     }
@@ -393,7 +458,9 @@ impl Brain {
             let pinned = |w: &&Seen| queues.iter().any(|q| q.owner == w.index && q.pinned);
             list.iter().any(|w| !w.resting && !pinned(&w))
         };
-        if busy < QUIET && !spare {
+        // A queue that is not hot any more is to lose its helper.
+        let helped = || workers.queues().iter().any(|queue| queue.helper.is_some());
+        if busy < QUIET && !spare && !(self.duties.shares() && helped()) {
             return Next::QUIET;
         }
         let within = self.balancer.period().min(if spare {
@@ -481,7 +548,8 @@ impl Brain {
                 standing: pressed && pulse.standing > 0,
                 busy,
                 divisible: own().filter(loaded).count() > 1,
-                stays: own().any(|q| q.pinned),
+                // Who helps is in use, whatever its own queues do.
+                stays: own().any(|q| q.pinned) || queues.iter().any(|q| helps(q, worker.index)),
                 node: worker.node,
             }
         };
@@ -496,7 +564,7 @@ impl Brain {
         self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
         let before = self.queues.clone();
-        self.remember(now, &queues);
+        self.remember(now, &queues, workers);
         let load = |queue: &QueueSeen| {
             let since = before.get(&queue.key).map_or(0, |known| known.busy_ns);
             queue.vitals.busy_ns().saturating_sub(since)
@@ -536,7 +604,14 @@ impl Brain {
                     load,
                 },
             );
-            if queue.pinned {
+            if let Some(helper) = queue.helper
+                && let Some(room) = rooms.get_mut(helper.worker)
+            {
+                let since = before.get(&queue.key).and_then(|known| known.helped);
+                let took = helper.busy_ns.saturating_sub(since.map_or(0, |(_, ns)| ns));
+                room.capacity = room.capacity.saturating_sub(took).max(1);
+            }
+            if queue.pinned || queue.helper.is_some() {
                 if let Some(room) = rooms.get_mut(queue.owner) {
                     room.capacity = room.capacity.saturating_sub(load).max(1);
                 }
@@ -559,9 +634,118 @@ impl Brain {
         #[cfg(feature = "dpdk")]
         if plan.moves.is_empty() && self.retas.balance(&loads, &whole, workers, &mut self.trace) {
             self.balancer.hurry();
+            return outcome;
+        }
+        if plan.moves.is_empty() && self.duties.shares() {
+            self.share(now, (&list, &queues), &before, elapsed, workers);
         }
         outcome
     }
+
+    // ---- who helps whom ------------------------------------------------------------------------------------------
+
+    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do.
+    fn share(
+        &mut self,
+        now: Instant,
+        (list, queues): (&[Seen], &[QueueSeen]),
+        before: &BTreeMap<QueueKey, Known>,
+        elapsed: u64,
+        workers: &Workers,
+    ) {
+        let share = |ns: u64| ns as f64 / elapsed.max(1) as f64;
+        let look = |queue: &QueueSeen| {
+            let old = before.get(&queue.key).filter(|k| k.owner == queue.owner)?;
+            let new = self.queues.get(&queue.key)?;
+            let helper = queue.helper.map(|helper| {
+                let since = old.helped.filter(|(worker, _)| *worker == helper.worker);
+                let ns = helper.busy_ns.saturating_sub(since.map_or(0, |(_, ns)| ns));
+                sharing::Helper {
+                    worker: helper.worker,
+                    outputs: helper.outputs,
+                    load: share(ns),
+                }
+            });
+            Some(sharing::Queue {
+                key: queue.key,
+                owner: queue.owner,
+                helper,
+                asked: queue.asked,
+                lends: queue.lends,
+                load: share(new.busy_ns.saturating_sub(old.busy_ns)),
+                frames: new.received.0.saturating_sub(old.received.0),
+                bytes: new.received.1.saturating_sub(old.received.1),
+            })
+        };
+        let looks: Vec<_> = queues.iter().filter_map(look).collect();
+        let room = |worker: &Seen| {
+            let pulse = worker.vitals.read();
+            let own = looks.iter().filter(|queue| queue.owner == worker.index);
+            Room {
+                worker: worker.index,
+                load: own.map(|queue| queue.load).sum(),
+                standing: pulse.standing > 0 && !pulse.asleep,
+                resting: worker.resting,
+                node: worker.node,
+            }
+        };
+        let rooms: Vec<_> = list.iter().map(room).collect();
+        let at = now.duration_since(self.started);
+        let noted = match self.sharing.look(at, &looks, &rooms) {
+            None => return,
+            Some(Wish::Share(queue, helper, why)) => {
+                let shared = workers.share(queue, helper).is_ok();
+                shared.then_some((What::Share(queue, helper), why))
+            }
+            Some(Wish::Alone(queue, why)) => {
+                workers.unshare(queue).then_some((What::Alone(queue), why))
+            }
+        };
+        if let Some((what, why)) = noted {
+            self.trace.note(SystemTime::now(), what, why);
+            // What came of it is worth a look soon.
+            self.balancer.hurry();
+        }
+    }
+
+    /// Finds helpers for the queues that the operator wants shared: one may have left, or a queue come back.
+    fn find_helpers(&mut self, workers: &Workers) {
+        for queue in workers.queues() {
+            if queue.asked == Asked::On && queue.helper.is_none() && queue.lends {
+                // If there is nobody now, another time.
+                let _ = self.find_helper(queue.key, workers);
+            }
+        }
+    }
+
+    /// Has the worker with the least to do help with a queue, because the operator wants it.
+    fn find_helper(&mut self, key: QueueKey, workers: &Workers) -> Result<(), ShareError> {
+        let (list, queues) = (workers.list(), workers.queues());
+        let queue = queues.iter().find(|queue| queue.key == key);
+        let owner = queue.ok_or(ShareError::NoQueue)?.owner;
+        let engaged = |worker: usize| {
+            let mut shared = queues.iter().filter(|queue| queue.helper.is_some());
+            shared.any(|q| q.owner == worker || helps(q, worker))
+        };
+        let busy = |worker: &Seen| {
+            let before = self.busy.get(worker.index).copied().unwrap_or_default();
+            worker.vitals.read().busy_ns.saturating_sub(before)
+        };
+        let others = || list.iter().filter(|worker| worker.index != owner);
+        others().next().ok_or(ShareError::NoWorker)?;
+        let free = others().filter(|worker| !engaged(worker.index));
+        let helper = free.min_by_key(|worker| (busy(worker), worker.queues.len()));
+        let helper = helper.ok_or(ShareError::Engaged)?.index;
+        workers.share(key, helper)?;
+        let now = SystemTime::now();
+        self.trace.note(now, What::Share(key, helper), ASKED);
+        Ok(())
+    }
+}
+
+/// Whether a worker helps with a queue.
+fn helps(queue: &QueueSeen, worker: usize) -> bool {
+    queue.helper.is_some_and(|helper| helper.worker == worker)
 }
 
 /// A scaler that takes a worker out of use after it had little to do for so long.
@@ -619,8 +803,7 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
         if let Some(queue) = named(filling.item) {
             let load = filling.load * 100.0;
             let worker = filling.worker.0;
-            let reason =
-                format!("it alone takes {load:.0} % of worker {worker} and cannot be split");
+            let reason = format!("it alone takes {load:.0} % of worker {worker}");
             trace.note(SystemTime::now(), What::Filling(queue), reason);
         }
     }
