@@ -29,6 +29,7 @@ mod regressions;
 mod restarts;
 mod sessions;
 mod setup;
+mod sharing;
 mod steering;
 mod vlans;
 mod wakeups;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         restarts::CASES,
         packed::CASES,
         workers::CASES,
+        sharing::CASES,
         coalescing::CASES,
     ];
     suite::run(modules.concat())
