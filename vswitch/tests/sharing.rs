@@ -24,6 +24,8 @@ use vswitch::mailbox::Mailbox;
 use vswitch::worker::bell::Bell;
 use vswitch::worker::registry::Wanted;
 use vswitch::worker::registry::sharing::ShareError;
+use vswitch::worker::steward::trace::What;
+use vswitch::worker::steward::{Duties, Steward};
 use vswitch::worker::{BusyPoll, Input, QueueKey, Shared, Workers};
 use vswitch_coalesce::{Policy, Settings};
 use vswitch_packet::{Accepts, MacAddr};
@@ -37,7 +39,7 @@ use vswitch_vhost::{QueuePair, RxRing, Standalone, TxRing, features};
 const GUESTS: usize = 4;
 const WORKERS: usize = 2;
 const FLOWS: u32 = 24;
-const LEN: usize = 600;
+const LEN: usize = 1400;
 const FEATURES: u64 = features::mask(features::VERSION_1);
 
 struct Guest {
@@ -494,6 +496,46 @@ fn a_call_that_the_helper_holds_back_is_made_in_time() {
         check_books(&world, generator.sent(), &receivers);
         world.workers.stop();
     }
+}
+
+/// A guest that sends more than a worker can forward gets the help of one that rested, for as long as it does.
+#[test]
+fn the_steward_has_a_hot_queue_shared_and_takes_it_back() {
+    let mut guests: Vec<_> = (0..GUESTS).map(|_| Guest::new()).collect();
+    let world = World::new(&mut guests, Coalesce::default(), BusyPoll::Adaptive);
+    let duties = Duties {
+        rebalance: true,
+        scale: true,
+        share: true,
+    };
+    world.workers.rest(world.other, true);
+    let steward = Steward::start(&world.workers, &world.shared, duties).unwrap();
+    steward.configure(duties);
+    let helper = || world.workers.queues()[0].helper;
+    let (mut tx, mut generator, mut receivers, _rx) = parts(guests);
+    under_load(&mut generator, &mut tx, &mut receivers, || {
+        let begun = Instant::now();
+        while helper().map_or(0, |helper| helper.outputs) == 0 {
+            let told = || steward.trace();
+            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", told());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let rests = |worker: usize| {
+            let list = world.workers.list();
+            list.iter().any(|w| w.index == worker && w.resting)
+        };
+        assert!(!rests(world.other), "who helps is in use");
+    });
+    // Nothing comes any more.
+    soon("the queue is its owner's alone", || helper().is_none());
+    soon("all workers sleep", || world.is_asleep());
+    let trace = steward.trace();
+    let told = |what: What| trace.iter().any(|made| made.what == what);
+    assert!(told(What::Share(world.key, world.other)), "{trace:?}");
+    assert!(told(What::Alone(world.key)), "{trace:?}");
+    check_books(&world, generator.sent(), &receivers);
+    steward.stop();
+    world.workers.stop();
 }
 
 #[test]
