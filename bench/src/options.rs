@@ -37,7 +37,7 @@ pub struct Options {
     )]
     pub peers: Vec<Peer>,
     /// Only these cases, separated by commas: frame sizes (64B, 1500B, ...) and, where an experiment has
-    /// them, imix, flows, macs, directions, touch, packed, disjoint, all; in `interrupts` poisson, on-off,
+    /// them, imix, flows, macs, directions, touch, packed, disjoint, all, hot; in `interrupts` poisson, on-off,
     /// requests, mixed, flood; in `affinity` latency, order, churn [default: all].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cases: Vec<String>,

@@ -1,5 +1,6 @@
-//! Steady traffic from one guest's queue pair to another's while a test does something else.
+//! Steady traffic from one guest's queue pair to those of others while a test does something else.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -12,7 +13,8 @@ use vswitch_tests::{Error, Result, check};
 
 use crate::setup::{Net, SOON, mac};
 
-/// Frames on the way at most: far fewer than a ring has entries, so none is lost for want of a buffer.
+/// Frames on the way at most, if nobody asks for more: far fewer than a ring has entries, so none is lost for want of a
+/// buffer.
 const WINDOW: u64 = 64;
 /// After so long without an arrival what is on the way counts as lost.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -22,8 +24,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     arrived: Arc<AtomicU64>,
-    thread: JoinHandle<Result<(Outcome, [QueuePair; 2]), DeviceFault>>,
-    ends: [u8; 2],
+    thread: JoinHandle<Result<(Outcome, Vec<QueuePair>), DeviceFault>>,
+    from: u8,
+    to: Vec<u8>,
 }
 
 /// What came of it.
@@ -38,22 +41,39 @@ pub(crate) struct Outcome {
 impl Load {
     /// Starts sending from the first pair of one guest to the first of another; they are away until [`Load::finish`].
     pub(crate) fn start(net: &mut Net<'_>, from: u8, to: u8) -> Result<Self> {
-        let pattern = Pattern::new(mac(to), mac(from), 60).flows(8);
-        let mut pairs = [net.vm(from).take_queue(0)?, net.vm(to).take_queue(0)?];
+        Self::fan(net, from, to..=to, (60, WINDOW))
+    }
+
+    /// The same to several guests by turns, with frames of this length, and so many on the way at most.
+    pub(crate) fn fan(
+        net: &mut Net<'_>,
+        from: u8,
+        to: RangeInclusive<u8>,
+        (frame_len, window): (usize, u64),
+    ) -> Result<Self> {
+        let mut pattern = Pattern::new(mac(*to.start()), mac(from), frame_len).flows(24);
+        pattern.dsts = to.len() as u32;
+        let mut pairs = vec![net.vm(from).take_queue(0)?];
+        for n in to.clone() {
+            pairs.push(net.vm(n).take_queue(0)?);
+        }
         let mut generator = Generator::new(pattern.clone(), &mut pairs[0].tx)?;
-        let mut meter = Meter::new(&pattern);
+        let mut meters: Vec<_> = to.clone().map(|_| Meter::new(&pattern)).collect();
         let (stop, arrived) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
         );
         let (stopped, seen) = (Arc::clone(&stop), Arc::clone(&arrived));
         let run = move || {
-            let [tx, rx] = &mut pairs;
             let (mut given_up, mut progress) = (0, Instant::now());
             loop {
                 let stopping = stopped.load(Ordering::Relaxed);
-                let came = meter.burst(&mut rx.rx, 64)?;
-                let got = meter.tally().frames;
+                let mut came = 0;
+                for (meter, pair) in meters.iter_mut().zip(&mut pairs[1..]) {
+                    came += meter.burst(&mut pair.rx, 64)?;
+                }
+                let tx = &mut pairs[0].tx;
+                let got = meters.iter().map(|meter| meter.tally().frames).sum();
                 seen.store(got, Ordering::Relaxed);
                 let away = generator.sent().saturating_sub(got + given_up);
                 if came > 0 {
@@ -62,18 +82,22 @@ impl Load {
                     given_up += away;
                     progress = Instant::now();
                 }
-                if stopping && away == 0 && tx.tx.drain(SOON)? {
+                if stopping && away == 0 && tx.drain(SOON)? {
                     break;
                 }
-                let room = WINDOW.saturating_sub(away) as u16;
-                if stopping || room == 0 || generator.burst(&mut tx.tx, room.min(32))? == 0 {
+                let room = window.saturating_sub(away) as u16;
+                if stopping || room == 0 || generator.burst(tx, room.min(32))? == 0 {
                     std::thread::yield_now();
                 }
             }
-            while meter.burst(&mut rx.rx, 64)? > 0 {}
+            let mut tally = Tally::default();
+            for (meter, pair) in meters.iter_mut().zip(&mut pairs[1..]) {
+                while meter.burst(&mut pair.rx, 64)? > 0 {}
+                tally.add(meter.tally());
+            }
             let outcome = Outcome {
                 sent: generator.sent(),
-                tally: meter.tally(),
+                tally,
             };
             Ok((outcome, pairs))
         };
@@ -81,7 +105,8 @@ impl Load {
             stop,
             arrived,
             thread: std::thread::spawn(run),
-            ends: [from, to],
+            from,
+            to: to.collect(),
         })
     }
 
@@ -91,9 +116,9 @@ impl Load {
         while self.arrived.load(Ordering::Relaxed) < before + frames {
             check!(
                 started.elapsed() < SOON,
-                "traffic from vm{} to vm{} stands still: {} of {frames} frames in {SOON:?}",
-                self.ends[0],
-                self.ends[1],
+                "traffic from vm{} to {:?} stands still: {} of {frames} frames in {SOON:?}",
+                self.from,
+                self.to,
                 self.arrived.load(Ordering::Relaxed) - before
             );
             check!(!self.thread.is_finished(), "traffic has ended by itself");
@@ -109,25 +134,25 @@ impl Load {
             return Err(Error::Failed("the traffic thread panicked".into()));
         };
         let (outcome, pairs) = outcome?;
-        let [from, to] = self.ends;
-        for (pair, n) in pairs.into_iter().zip([from, to]) {
+        let (from, to) = (self.from, self.to);
+        for (pair, n) in pairs.into_iter().zip(std::iter::once(from).chain(to)) {
             net.vm(n).give_queue(pair);
         }
         let tally = outcome.tally;
         check!(
             tally.late == 0 && tally.alien == 0,
-            "vm{from} to vm{to}: frames out of order or damaged: {tally:?}"
+            "from vm{from}: frames out of order or damaged: {tally:?}"
         );
         Ok(outcome)
     }
 
     /// Ends it; nothing may be missing.
     pub(crate) fn finish_whole(self, net: &mut Net<'_>) -> Result<u64> {
-        let [from, to] = self.ends;
+        let from = self.from;
         let outcome = self.finish(net)?;
         check!(
             outcome.tally.frames == outcome.sent,
-            "vm{from} to vm{to}: {} frames sent, {:?}",
+            "from vm{from}: {} frames sent, {:?}",
             outcome.sent,
             outcome.tally
         );

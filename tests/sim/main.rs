@@ -30,6 +30,7 @@ mod regressions;
 mod restarts;
 mod sessions;
 mod setup;
+mod sharing;
 mod steering;
 mod vlans;
 mod wakeups;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         restarts::CASES,
         packed::CASES,
         workers::CASES,
+        sharing::CASES,
         coalescing::CASES,
     ];
     suite::run(modules.concat())

@@ -24,7 +24,7 @@ cases!("workers":
 );
 
 /// Ports for so many guests.
-fn ports(guests: u8) -> String {
+pub(crate) fn ports(guests: u8) -> String {
     let vm = |n| format!("  vm{n}: {{ vhost-user: {{ socket: $RUN/vm{n}.sock }} }}\n");
     let ports: String = (1..=guests).map(vm).collect();
     format!("bridges: {{ br0: {{ }} }}\nports:\n{ports}")
@@ -42,7 +42,7 @@ pub(crate) fn two_cores() -> Result<[u32; 2]> {
 }
 
 /// Lists of workers that differ from each other in every way.
-fn lists([a, b]: [u32; 2]) -> Vec<(String, usize)> {
+pub(crate) fn lists([a, b]: [u32; 2]) -> Vec<(String, usize)> {
     [
         (format!("[{{ core: {a} }}, {{ core: {b} }}]"), 2),
         (format!("[{{ core: {b} }}]"), 1),
@@ -58,7 +58,7 @@ fn lists([a, b]: [u32; 2]) -> Vec<(String, usize)> {
     .into()
 }
 
-fn with_workers(list: &str, rest: &str) -> String {
+pub(crate) fn with_workers(list: &str, rest: &str) -> String {
     format!("workers: {list}\nsteering: {{ scale: all }}\n{rest}")
 }
 
@@ -171,11 +171,11 @@ fn totals_never_fall(dir: &RunDir) -> Result<()> {
     net.close_books()
 }
 
-fn steered(switch: &Switch<'_>) -> Result<SteerStatus> {
+pub(crate) fn steered(switch: &Switch<'_>) -> Result<SteerStatus> {
     switch.call::<methods::SteerShow>(&NoParams {})
 }
 
-fn set(switch: &Switch<'_>, n: u8, worker: Option<u16>) -> Result<()> {
+pub(crate) fn set(switch: &Switch<'_>, n: u8, worker: Option<u16>) -> Result<()> {
     let params = SteerSetParams {
         port: port(n),
         queue: 0,

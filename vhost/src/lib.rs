@@ -42,8 +42,8 @@ mod testing;
 
 pub use memory::{MemoryNode, MemoryProbe, Piece, Pieces};
 pub use ring::{
-    Call, CallReport, ChainError, Delivery, PLAIN_HEAD_LEN, QueueIndex, QueuePair, RingError,
-    RxBurst, RxError, RxFeatures, RxRing, Sink, Standalone, StandaloneError, TxBurst, TxFrame,
-    TxRing, TxScratch,
+    Call, CallReport, ChainError, Delivery, Lending, Lent, PLAIN_HEAD_LEN, QueueIndex, QueuePair,
+    RingError, RxBurst, RxError, RxFeatures, RxRing, Sink, Standalone, StandaloneError, TxBurst,
+    TxFrame, TxRing, TxScratch,
 };
 pub use session::{Rings, SessionConfig, SessionEnd, SessionEvent, serve};

@@ -12,7 +12,7 @@ use crate::interference::Limits;
 use crate::report::{Case, Measure, Report};
 use crate::rounds::{Schedule, in_turn};
 use crate::sample::Detail;
-use crate::selfdriven::{Clock, FLOWS, Mesh, Moment, Path, Shares, Talk};
+use crate::selfdriven::{Clock, FLOWS, Hot, Mesh, Moment, Path, Shares, Talk};
 use crate::{Options, Result};
 
 const SIZES: [usize; 2] = [64, 1500];
@@ -64,11 +64,34 @@ const FIELD: [(&str, Path, usize, &str); 4] = [
     ),
 ];
 
+/// Who takes part where one queue is hot; both drive the same guests on the same CPUs.
+const HOT_FIELD: [(&str, Path, usize, &str); 3] = [
+    (
+        "shared",
+        Path::Switch,
+        2,
+        "the switch, the hot queue's owner helped by the worker on the other CPU",
+    ),
+    (
+        "alone",
+        Path::Switch,
+        2,
+        "the switch, the hot queue's owner alone; the other CPU drives two of the receivers",
+    ),
+    (
+        "one",
+        Path::Switch,
+        1,
+        "the switch, one worker that has all guests",
+    ),
+];
+
 /// What the second worker has to give.
 fn bar(talk: Talk) -> f64 {
     match talk {
         Talk::Disjoint => 1.95,
         Talk::All => 1.8,
+        Talk::Hot => 1.5,
     }
 }
 
@@ -76,6 +99,7 @@ fn tag(talk: Talk) -> &'static str {
     match talk {
         Talk::Disjoint => "disjoint",
         Talk::All => "all",
+        Talk::Hot => "hot",
     }
 }
 
@@ -83,13 +107,14 @@ fn label(talk: Talk, len: usize) -> String {
     match talk {
         Talk::Disjoint => format!("{len} B, in pairs"),
         Talk::All => format!("{len} B, all to all"),
+        Talk::Hot => format!("{len} B, one hot queue"),
     }
 }
 
 /// Every case there is, with a plan that picks it.
 fn plans(options: &Options) -> Result<Vec<(Talk, Plan)>> {
     let mut wanted = Vec::new();
-    for talk in [Talk::Disjoint, Talk::All] {
+    for talk in [Talk::Disjoint, Talk::All, Talk::Hot] {
         let plan = |len| Plan::tagged(tag(talk), Load::new(len, FLOWS));
         wanted.extend(SIZES.map(|len| (talk, plan(len))));
     }
@@ -108,9 +133,12 @@ pub fn run(options: &Options) -> Result<Report> {
     let (placement, limits) = (session.placement, session.settings.limits);
     let clock = Clock::new()?;
     let mut report = session.report(&HEADING);
-    report.contestants = FIELD
-        .map(|(name, _, _, about)| (name.into(), about.into()))
-        .into();
+    let mut contestants = FIELD.to_vec();
+    contestants.extend(&HOT_FIELD[..2]);
+    report.contestants = contestants
+        .iter()
+        .map(|(name, _, _, about)| ((*name).into(), (*about).into()))
+        .collect();
     for (talk, plan) in plans {
         let label = label(talk, plan.load.frame_len);
         eprintln!("{label}");
@@ -121,20 +149,27 @@ pub fn run(options: &Options) -> Result<Report> {
             meshes.push(mesh(Path::Mover)?);
         }
         let mesh_of = |path| usize::from(path == Path::Mover);
-        let mut field = FIELD.to_vec();
+        let mut field = match talk {
+            Talk::Hot => HOT_FIELD.to_vec(),
+            _ => FIELD.to_vec(),
+        };
         field.retain(|(_, path, ..)| mesh_of(*path) < meshes.len());
         let names: Vec<String> = field.iter().map(|(name, ..)| (*name).into()).collect();
         let samples = schedule.rounds(|round| {
-            let taken = in_turn(round, &mut field, |_, (_, path, workers, _)| {
+            let taken = in_turn(round, &mut field, |_, (name, path, workers, _)| {
+                let hot = match *name {
+                    "shared" => Hot::Shared,
+                    _ => Hot::Alone,
+                };
                 let mesh = &mut meshes[mesh_of(*path)];
                 let (shares, conditions) = watched(placement, Some(limits), |watcher| {
                     let cpus = [placement.worker, placement.generator];
-                    mesh.slice(&cpus[..*workers], timing, |moment| match moment {
+                    mesh.slice(&cpus[..*workers], hot, timing, |moment| match moment {
                         Moment::Started(tasks) => watcher.tasks = tasks,
                         Moment::Window(edge) => watcher.edge(edge),
                     })
                 })?;
-                let values = values(&shares);
+                let values = values(talk, &shares);
                 Ok::<_, crate::Error>(conditions.sample(round, values, Detail::Workers(shares)))
             })?;
             Ok::<_, crate::Error>(vec![taken])
@@ -153,10 +188,13 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 /// In the order of the measures.
-fn values(shares: &Shares) -> Vec<f64> {
+fn values(talk: Talk, shares: &Shares) -> Vec<f64> {
     vec![
         shares.mpps(),
-        shares.forwarding_mpps(),
+        match talk {
+            Talk::Disjoint | Talk::All => shares.forwarding_mpps(),
+            Talk::Hot => shares.forwarding_together_mpps(),
+        },
         shares.cycles(),
         shares.lost_percent(),
     ]
@@ -165,7 +203,11 @@ fn values(shares: &Shares) -> Vec<f64> {
 /// Whether the second worker gives what it has to, and what a second mover gives.
 fn verdicts(case: &Case, talk: Talk) -> Vec<String> {
     let row = |number: usize| case.rows.get(number)?.results.first();
-    let ratio = |number| Some(row(number)?.ratios.get("one")?.of_figures);
+    let against = match talk {
+        Talk::Disjoint | Talk::All => "one",
+        Talk::Hot => "alone",
+    };
+    let ratio = |number| Some(row(number)?.ratios.get(against)?.of_figures);
     let (Some(all), Some(alone)) = (ratio(0), ratio(1)) else {
         return vec![format!("{}: not known.", case.label)];
     };

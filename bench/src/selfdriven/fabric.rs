@@ -6,6 +6,7 @@ use vswitch::forward::counters::Totals;
 use vswitch::forward::deliver::Context;
 use vswitch::forward::fdb::{CoarseSecond, FdbWriter};
 use vswitch::forward::learn::{self, LearnMailbox};
+use vswitch::forward::share::{Share, Sharing};
 use vswitch::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, Output, PortSpec};
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BridgeIndex, Forwarder, Port, PortIndex, PortRef, Snapshot, Vid};
@@ -25,7 +26,7 @@ const SEED: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f];
 
 /// One bridge that learns, all ports untagged on it, nobody capturing.
 pub struct Fabric {
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
     fdb: FdbWriter,
     learn: Arc<LearnMailbox>,
 }
@@ -57,7 +58,7 @@ impl Fabric {
         };
         let learn = LearnMailbox::new(learn::QUEUE).map_err(Error::io("make a mailbox"))?;
         Ok(Self {
-            snapshot: Snapshot::new(ports, vec![Some(bridge)], None),
+            snapshot: Arc::new(Snapshot::new(ports, vec![Some(bridge)], None)),
             fdb,
             learn: Arc::new(learn),
         })
@@ -134,7 +135,7 @@ pub struct Worker<'f> {
     scratch: TxScratch,
 }
 
-impl Worker<'_> {
+impl<'f> Worker<'f> {
     /// Serves a burst out of the ring of this port's guest; says how many frames that were.
     #[inline(never)]
     pub fn serve(
@@ -144,20 +145,57 @@ impl Worker<'_> {
         second: u32,
         steps: &mut impl worker::Steps,
     ) -> usize {
-        let snapshot = &self.fabric.snapshot;
-        let Some(ingress) = snapshot.live(place(port)) else {
+        let Some(context) = self.context(port, second) else {
             return 0;
         };
-        let context = Context {
+        serve(ring, context, &mut self.forwarder, &mut self.scratch, steps)
+    }
+
+    /// The same of a ring that another worker helps with. After the last of it the ring is to be [drained](Self::drain).
+    #[inline(never)]
+    pub fn serve_shared(
+        &mut self,
+        port: usize,
+        ring: &mut TxRing,
+        second: u32,
+        sharing: &mut Sharing,
+    ) -> usize {
+        let context = self.context(port, second);
+        context.map_or(0, |context| {
+            sharing.serve(
+                ring,
+                context,
+                &self.fabric.snapshot,
+                &mut self.forwarder,
+                &mut self.scratch,
+            )
+        })
+    }
+
+    /// Writes its part of what another worker has taken; false if nothing waits.
+    #[inline(never)]
+    pub fn help(&mut self, share: &Share) -> bool {
+        share.help(&mut self.forwarder, 0)
+    }
+
+    /// Waits for the helper, which must go on until then.
+    pub fn drain(&mut self, port: usize, ring: &mut TxRing, sharing: &mut Sharing) {
+        let sender = self.context(port, 0);
+        let sender = sender.map(|context| context.sender(self.forwarder.worker()));
+        sharing.drain(ring, sender);
+    }
+
+    fn context(&self, port: usize, second: u32) -> Option<Context<'f>> {
+        let snapshot: &'f Snapshot = &self.fabric.snapshot;
+        Some(Context {
             snapshot,
-            ingress,
+            ingress: snapshot.live(place(port))?,
             now: CoarseSecond(second),
             micros: Micros(0),
             nanos: 0,
             drained: false,
             pair: Some(0),
             discard: None,
-        };
-        serve(ring, context, &mut self.forwarder, &mut self.scratch, steps)
+        })
     }
 }

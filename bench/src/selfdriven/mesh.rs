@@ -5,17 +5,23 @@
 //! all that differs between one worker and two.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicU8,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vswitch::forward::share::{Share, Sharing};
 use vswitch_simguest::driver::{RxQueue, TxQueue};
 use vswitch_simguest::mover::Mover;
 use vswitch_simguest::traffic::{Generator, Meter, Pattern, Tally};
 use vswitch_vhost::TxRing;
 
-use super::{Clock, Fabric, Guest, Share, Shares, Worker};
+use super::shares::Share as Portion;
+use super::{Clock, Fabric, Guest, Shares, Worker};
 use crate::contestant::{Near, Rings, Setup, between_guests};
 use crate::cpu::{Pinned, Placement};
 use crate::generator::lane::{RECEIVE, SEND, checked};
@@ -40,6 +46,17 @@ pub enum Talk {
     Disjoint,
     /// Each guest to all others, frame by frame: workers share every receive ring.
     All,
+    /// One guest to all others, which send nothing: its queue has one owner.
+    Hot,
+}
+
+/// How a hot queue is served, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hot {
+    /// By its owner alone; a second worker only drives guests.
+    Alone,
+    /// By both workers.
+    Shared,
 }
 
 /// What moves the frames.
@@ -69,6 +86,7 @@ enum Out {
 /// See the module's page.
 pub struct Mesh {
     path: Path,
+    talk: Talk,
     nodes: Vec<Node>,
     fabric: Fabric,
     clock: Clock,
@@ -133,13 +151,13 @@ impl Mesh {
                 }
             }
             let mut pattern = Pattern::new(theirs(port, 0), own(port), frame_len).flows(FLOWS);
-            pattern.dsts = receivers.len() as u32;
+            pattern.dsts = receivers.len().max(1) as u32;
             pattern.first_flow = port as u32 * FLOWS;
             // Frames of all flows are good for a meter that cannot be told which of a sender's are for its guest.
             let mut expected = pattern.clone();
             match talk {
                 Talk::Disjoint => expected.first_flow = (port ^ 1) as u32 * FLOWS,
-                Talk::All => {
+                Talk::All | Talk::Hot => {
                     expected.first_flow = 0;
                     expected = expected.flows(GUESTS as u32 * FLOWS);
                 }
@@ -155,6 +173,7 @@ impl Mesh {
         }
         Ok(Self {
             path,
+            talk,
             nodes,
             fabric,
             clock: clock.clone(),
@@ -162,30 +181,45 @@ impl Mesh {
         })
     }
 
-    /// A slice with a worker on each of these CPUs; `tell` hears how it goes.
+    /// A slice with a worker on each of these CPUs, a hot queue served like this; `tell` hears how it goes.
     pub fn slice(
         &mut self,
         cpus: &[usize],
+        hot: Hot,
         timing: Timing,
         mut tell: impl FnMut(Moment),
     ) -> Result<Shares> {
         let each = GUESTS.div_ceil(cpus.len().clamp(1, WORKERS));
         let told = AtomicU8::new(WARM);
+        // A worker shares one ring, and elsewhere it has several.
+        let is_shared = self.talk == Talk::Hot && hot == Hot::Shared && cpus.len() > 1;
+        let share = is_shared.then(|| Arc::new(Share::new(|| ())));
+        let is_drained = AtomicBool::new(share.is_none());
         let (fabric, clock, began) = (&self.fabric, &self.clock, self.began);
+        let senders = self.talk.senders();
         let shares = std::thread::scope(|scope| {
             let (says, hears) = channel();
             let parts = self.nodes.chunks_mut(each).zip(cpus).enumerate();
             let threads: Vec<_> = parts
                 .map(|(index, (nodes, cpu))| {
                     let (told, says) = (&told, says.clone());
+                    let share = share.clone();
+                    let is_drained = &is_drained;
                     let run = move || {
+                        let role = match share {
+                            None => Role::Own,
+                            Some(share) if index == 0 => Role::Owner(Sharing::new(share)),
+                            Some(share) => Role::Helper(share),
+                        };
                         let part = Part {
                             nodes,
+                            senders,
                             worker: fabric.worker(index),
+                            role,
                             clock,
                             began,
                         };
-                        part.run(*cpu, told, &says)
+                        part.run(*cpu, told, is_drained, &says)
                     };
                     scope.spawn(run)
                 })
@@ -216,6 +250,8 @@ impl Mesh {
     fn wind_down(&mut self) -> Result<()> {
         let mut part = Part {
             nodes: &mut self.nodes,
+            senders: self.talk.senders(),
+            role: Role::Own,
             worker: self.fabric.worker(0),
             clock: &self.clock,
             began: self.began,
@@ -241,17 +277,36 @@ impl Mesh {
     }
 }
 
+/// What a worker has to do with another's queue.
+enum Role {
+    /// Each has its own.
+    Own,
+    /// Another helps with its own.
+    Owner(Sharing),
+    /// It helps with the other's, and has none.
+    Helper(Arc<Share>),
+}
+
 /// A worker with its guests.
 struct Part<'a> {
     nodes: &'a mut [Node],
+    /// Guests at ports below this one send.
+    senders: usize,
     worker: Worker<'a>,
+    role: Role,
     clock: &'a Clock,
     began: Instant,
 }
 
 impl Part<'_> {
     /// The thread's life.
-    fn run(mut self, cpu: usize, told: &AtomicU8, says: &Sender<PathBuf>) -> Result<Share> {
+    fn run(
+        mut self,
+        cpu: usize,
+        told: &AtomicU8,
+        is_drained: &AtomicBool,
+        says: &Sender<PathBuf>,
+    ) -> Result<Portion> {
         let _pinned = Pinned::to(cpu)?;
         // Who asks has gone only if everything has failed already.
         let _ = says.send(this_thread());
@@ -260,7 +315,7 @@ impl Part<'_> {
         }
         let (before, opened) = (self.tally(), Instant::now());
         let wall = self.clock.against_the_wall();
-        let mut share = Share::default();
+        let mut share = Portion::default();
         while told.load(Relaxed) == COUNT {
             let (taken, cycles) = self.turn()?;
             share.taken += taken as u64;
@@ -271,13 +326,36 @@ impl Part<'_> {
         let after = self.tally();
         share.arrived = after.frames - before.frames;
         share.lost = after.missing - before.missing;
+        self.part_ways(is_drained)?;
         Ok(share)
+    }
+
+    /// Helps, or is helped, until nothing is on its way.
+    fn part_ways(&mut self, is_drained: &AtomicBool) -> Result<()> {
+        match &mut self.role {
+            Role::Own => {}
+            Role::Owner(sharing) => {
+                for node in &mut *self.nodes {
+                    if let (true, Out::Ring(ring)) = (node.port < self.senders, &mut node.out) {
+                        self.worker.drain(node.port, ring, sharing);
+                    }
+                }
+                is_drained.store(true, Release);
+            }
+            Role::Helper(_) => {
+                while !is_drained.load(Acquire) {
+                    self.forward();
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Sends, forwards, receives; returns frames taken, and the cycles of forwarding them.
     #[inline]
     fn turn(&mut self) -> Result<(usize, u64)> {
-        for node in &mut *self.nodes {
+        let senders = self.nodes.iter_mut().filter(|n| n.port < self.senders);
+        for node in senders {
             if node.tx.has_room(SEND)? {
                 node.generator.burst(&mut node.tx, SEND)?;
             }
@@ -286,6 +364,14 @@ impl Part<'_> {
         let taken = self.forward();
         let cycles = self.clock.now().wrapping_sub(before);
         self.receive()?;
+        if self.senders < GUESTS && taken == 0 {
+            // Waiting for guests, or for the other, costs nothing that a busier queue would not have back.
+            return Ok((0, 0));
+        }
+        let taken = match self.role {
+            Role::Helper(_) => 0,
+            _ => taken,
+        };
         Ok((taken, cycles.saturating_sub(self.clock.cost())))
     }
 
@@ -295,10 +381,17 @@ impl Part<'_> {
         let second = self.began.elapsed().as_secs() as u32;
         let mut taken = 0;
         for _ in 0..2 {
-            for node in &mut *self.nodes {
-                taken += match &mut node.out {
-                    Out::Ring(ring) => self.worker.serve(node.port, ring, second, &mut ()),
-                    Out::Mover(mover) => usize::from(mover.run(SEND / 2)),
+            if let Role::Helper(share) = &self.role {
+                taken += usize::from(self.worker.help(share));
+                continue;
+            }
+            for node in self.nodes.iter_mut().filter(|n| n.port < self.senders) {
+                taken += match (&mut node.out, &mut self.role) {
+                    (Out::Ring(ring), Role::Owner(sharing)) => {
+                        self.worker.serve_shared(node.port, ring, second, sharing)
+                    }
+                    (Out::Ring(ring), _) => self.worker.serve(node.port, ring, second, &mut ()),
+                    (Out::Mover(mover), _) => usize::from(mover.run(SEND / 2)),
                 };
             }
         }
@@ -330,11 +423,22 @@ impl Part<'_> {
     }
 }
 
+impl Talk {
+    /// Guests at ports below this one send.
+    fn senders(self) -> usize {
+        match self {
+            Talk::Disjoint | Talk::All => GUESTS,
+            Talk::Hot => 1,
+        }
+    }
+}
+
 /// To whom the guest at this port sends.
 fn receivers(talk: Talk, port: usize) -> Vec<usize> {
     match talk {
         Talk::Disjoint => vec![port ^ 1],
-        Talk::All => (0..GUESTS).filter(|other| *other != port).collect(),
+        Talk::Hot if port != 0 => Vec::new(),
+        Talk::All | Talk::Hot => (0..GUESTS).filter(|other| *other != port).collect(),
     }
 }
 
@@ -368,6 +472,7 @@ mod tests {
         for (path, talk) in [
             (Path::Switch, Talk::Disjoint),
             (Path::Switch, Talk::All),
+            (Path::Switch, Talk::Hot),
             (Path::Mover, Talk::Disjoint),
         ] {
             let mut mesh = Mesh::new(path, talk, 64, placement, &clock).unwrap();
@@ -380,14 +485,18 @@ mod tests {
                     Moment::Started(tasks) => threads = tasks.len(),
                     Moment::Window(edge) => edges.push(edge),
                 };
-                let shares = mesh.slice(cpus, TIMING, tell).unwrap();
+                let shares = mesh.slice(cpus, Hot::Shared, TIMING, tell).unwrap();
                 assert_eq!((shares.0.len(), threads), (cpus.len(), cpus.len()));
                 assert_eq!(edges, [Edge::Opens, Edge::IsOver]);
                 assert!(shares.0.iter().all(|share| share.arrived > 0), "{shares:?}");
                 assert!(shares.mpps() > 0.0 && shares.forwarding_mpps() > shares.mpps() / 2.0);
             }
             let arrives = |node: &Node| node.meter.tally().frames > 0;
-            assert!(mesh.nodes.iter().all(arrives));
+            let receivers = match talk {
+                Talk::Hot => &mesh.nodes[1..],
+                _ => &mesh.nodes,
+            };
+            assert!(receivers.iter().all(arrives));
         }
     }
 }

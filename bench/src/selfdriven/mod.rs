@@ -24,6 +24,6 @@ mod single;
 pub use clock::{Clock, Steps};
 pub use fabric::{Fabric, Worker};
 pub use guest::Guest;
-pub use mesh::{FLOWS, Mesh, Moment, Path, Talk};
+pub use mesh::{FLOWS, Hot, Mesh, Moment, Path, Talk};
 pub use shares::{Share, Shares};
 pub use single::{Single, Spent};

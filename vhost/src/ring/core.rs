@@ -307,11 +307,21 @@ impl<L: Layout> Core<L> {
     pub(super) fn publish(&mut self) -> u16 {
         let count = self.given.wrapping_sub(self.published);
         if count > 0 {
-            self.ring.publish(self.next);
-            self.published = self.given;
-            self.calls.published(count);
+            self.publish_some(self.next, count);
         }
         count
+    }
+
+    /// Publishes the next `count` entries of those given back, which end at `at`.
+    #[inline]
+    pub(super) fn publish_some(&mut self, at: Position, count: u16) {
+        self.ring.publish(at);
+        self.published = self.published.wrapping_add(count);
+        self.calls.published(count);
+    }
+
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
     }
 
     /// Tells of the burst that was just published, and says what is to be done about it. What the ring itself knows of it is

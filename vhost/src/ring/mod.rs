@@ -21,6 +21,7 @@
 //! | `calls` | when the guest is called, and what it was called for |
 //! | `core` | what both directions share: where the ring stands, calls and kicks, a ring that broke |
 //! | `tx`, `rx` | the two directions |
+//! | `lent` | transmitted frames that another thread writes on, several bursts at once |
 //! | `queue` | the two directions, over whichever layout was negotiated |
 //! | `standalone` | rings that no session stands behind, for benches |
 //!
@@ -50,6 +51,7 @@ mod core;
 #[cfg(test)]
 mod hostile;
 mod layout;
+mod lent;
 #[cfg(test)]
 mod oracle;
 mod packed;
@@ -62,6 +64,7 @@ mod tx;
 use std::fmt;
 
 pub use self::calls::{Call, CallReport};
+pub use self::lent::{Lending, Lent};
 pub use self::queue::{Delivery, RxBurst, RxRing, Sink, TxRing};
 pub use self::rx::{MAX_CHAINS, RxError, RxFeatures};
 pub use self::split::PartError;

@@ -9,6 +9,7 @@ use vswitch_packet::{Sum, VirtioNetHdr};
 
 use super::calls::{Call, CallReport};
 use super::core::Setup;
+use super::lent::{Lending, Lent};
 use super::packed::PackedRing;
 use super::rx::{Filling, Receive, RxError, RxFeatures};
 use super::split::SplitRing;
@@ -128,6 +129,42 @@ impl TxRing {
     #[inline]
     pub fn complete(&mut self) -> bool {
         each!(Tx, &mut self.0, ring => ring.core.publish() > 0)
+    }
+
+    /// Takes up to `max` frames as [`take`](Self::take) does, but completes nothing. What `lent` is made to keep of them
+    /// outlives the burst; the burst goes back with [`repay`](Self::repay), unless it is empty. More than one may be out at
+    /// once. `take` and [`complete`](Self::complete) give those back, too, so all must have been given back before.
+    ///
+    /// # Errors
+    ///
+    /// As `take`; nothing was lent.
+    #[inline]
+    pub fn lend<'r>(
+        &'r mut self,
+        scratch: &'r mut TxScratch,
+        lent: &'r mut Lent,
+        max: usize,
+    ) -> Result<Lending<'r>, RingError> {
+        match &mut self.0 {
+            Tx::Split(ring) => ring.lend(scratch, lent, max),
+            Tx::Packed(ring) => ring.lend_none(scratch, lent),
+        }
+    }
+
+    /// Gives the frames of the burst that has been out longest back to the guest; false, and nothing is given back, if this
+    /// is not it.
+    #[inline]
+    pub fn repay(&mut self, lent: &mut Lent) -> bool {
+        match &mut self.0 {
+            Tx::Split(ring) => ring.repay(lent),
+            Tx::Packed(_) => false,
+        }
+    }
+
+    /// Whether its bursts can be [lent](Self::lend): those of split rings can.
+    #[must_use]
+    pub fn lends(&self) -> bool {
+        matches!(self.0, Tx::Split(_))
     }
 
     /// Calls the guest if it wants to hear of what was completed; true if it was called. For who does not moderate calls:

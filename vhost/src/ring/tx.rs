@@ -13,11 +13,14 @@ use super::ahead::{Ready, STEP};
 use super::chain::{Direction, Spans};
 use super::core::{Core, Setup};
 use super::layout::Layout;
+use super::lent::{Lending, Lent};
+use super::packed::PackedRing;
+use super::split::SplitRing;
 use super::{ChainError, HEAD_LEN, MAX_BURST, MAX_CHAIN, MAX_FRAME, RingError};
 use crate::memory::{Piece, Pieces, Span, copy_short};
 
 /// Pieces that all frames of a burst may have together, and so also one alone.
-const MAX_PIECES: usize = 4_096;
+pub(super) const MAX_PIECES: usize = 4_096;
 
 /// So much of a head is enough if the frame asks for no offload: Ethernet, tags, the longest IPv4 header or IPv6 with an
 /// extension, and ports.
@@ -26,9 +29,9 @@ pub const PLAIN_HEAD_LEN: usize = 96;
 /// A worker's room for one burst: the snapshots of header and head, and the pieces of the tails. Nothing is allocated
 /// after it is made.
 pub struct TxScratch {
-    spans: Spans,
-    frames: ArrayVec<Frame, MAX_BURST>,
-    snapshots: Box<[Snapshot; MAX_BURST]>,
+    pub(super) spans: Spans,
+    pub(super) frames: ArrayVec<Frame, MAX_BURST>,
+    pub(super) snapshots: Box<[Snapshot; MAX_BURST]>,
     header_len: usize,
 }
 
@@ -36,10 +39,10 @@ pub struct TxScratch {
 /// that needs parts of two stores waits until both have reached the cache, and all older ones before them.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Snapshot {
-    head: [u8; HEAD_LEN],
+pub(super) struct Snapshot {
+    pub(super) head: [u8; HEAD_LEN],
     /// 12 bytes, or 10 and two of zero.
-    header: [u8; VirtioNetHdr::LEN],
+    pub(super) header: [u8; VirtioNetHdr::LEN],
 }
 
 /// A number that lies anywhere.
@@ -48,7 +51,7 @@ struct Snapshot {
 struct Word<T>(T);
 
 impl Snapshot {
-    const EMPTY: Self = Self {
+    pub(super) const EMPTY: Self = Self {
         header: [0; VirtioNetHdr::LEN],
         head: [0; HEAD_LEN],
     };
@@ -56,21 +59,21 @@ impl Snapshot {
 
 /// A taken frame: where its tail is, and how much of it is in the snapshot.
 #[derive(Clone, Copy)]
-struct Frame {
+pub(super) struct Frame {
     /// If the chain was one piece: what is behind the head.
-    tail: Span,
+    pub(super) tail: Span,
     /// Bytes of the frame.
-    len: u32,
-    head_len: u16,
+    pub(super) len: u32,
+    pub(super) head_len: u16,
     /// Its spans in the list, at most [`MAX_PIECES`], if the chain was of any other kind.
-    first: u16,
-    end: u16,
-    state: State,
+    pub(super) first: u16,
+    pub(super) end: u16,
+    pub(super) state: State,
 }
 
 /// What became of its chain.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// One piece.
     Simple,
     /// A run of the list of spans.
@@ -163,7 +166,7 @@ impl TxScratch {
 
 impl Frame {
     #[inline(always)]
-    fn new(tail: Span, state: State) -> Self {
+    pub(super) fn new(tail: Span, state: State) -> Self {
         Self {
             tail,
             len: 0,
@@ -305,7 +308,7 @@ pub struct TxFrame<'r> {
 /// Frames taken together. They are the guest's again at [`complete`](super::TxRing::complete), which cannot be called
 /// before this is gone.
 pub struct TxBurst<'r> {
-    scratch: &'r TxScratch,
+    pub(super) scratch: &'r TxScratch,
     drained: bool,
     _ring: PhantomData<&'r mut ()>,
 }
@@ -393,11 +396,21 @@ impl<L: Layout> Transmit<L> {
         scratch: &'r mut TxScratch,
         max: usize,
     ) -> Result<TxBurst<'r>, RingError> {
-        let core = &mut self.core;
-        core.check()?;
-        core.publish();
-        scratch.clear(core.header_len);
+        self.core.check()?;
+        self.core.publish();
+        let drained = self.collect(scratch, max)?;
+        Ok(TxBurst {
+            scratch,
+            drained,
+            _ring: PhantomData,
+        })
+    }
 
+    /// Takes the next frames and writes their used entries; says whether the guest had nothing more on offer.
+    #[inline(always)]
+    fn collect(&mut self, scratch: &mut TxScratch, max: usize) -> Result<bool, RingError> {
+        let core = &mut self.core;
+        scratch.clear(core.header_len);
         let max = max.min(MAX_BURST);
         if core.ahead.len() < 2 * max {
             core.look(2 * max)?;
@@ -424,12 +437,67 @@ impl<L: Layout> Transmit<L> {
             unsafe { scratch.gather(ready) };
         }
         core.ring.prefetch_used(core.next, MAX_BURST as u16);
-        let drained = core.ahead.len() == 0 && !core.ring.sees(core.next);
-        Ok(TxBurst {
+        Ok(core.ahead.len() == 0 && !core.ring.sees(core.next))
+    }
+}
+
+impl Transmit<PackedRing> {
+    /// Takes nothing.
+    pub(super) fn lend_none<'r>(
+        &'r mut self,
+        scratch: &'r mut TxScratch,
+        lent: &'r mut Lent,
+    ) -> Result<Lending<'r>, RingError> {
+        lent.clear();
+        self.core.check()?;
+        scratch.clear(self.core.header_len);
+        let burst = TxBurst {
+            scratch,
+            drained: true,
+            _ring: PhantomData,
+        };
+        Ok(Lending { burst, lent })
+    }
+}
+
+impl Transmit<SplitRing> {
+    /// See [`TxRing::lend`](super::TxRing::lend).
+    #[inline(never)]
+    pub(super) fn lend<'r>(
+        &'r mut self,
+        scratch: &'r mut TxScratch,
+        lent: &'r mut Lent,
+        max: usize,
+    ) -> Result<Lending<'r>, RingError> {
+        lent.clear();
+        self.core.check()?;
+        lent.expect();
+        let first = self.core.next;
+        let drained = self.collect(scratch, max)?;
+        if self.core.next != first {
+            lent.begin(self.core.memory(), (first, self.core.next));
+        }
+        let burst = TxBurst {
             scratch,
             drained,
             _ring: PhantomData,
-        })
+        };
+        Ok(Lending { burst, lent })
+    }
+
+    /// See [`TxRing::repay`](super::TxRing::repay).
+    #[inline]
+    pub(super) fn repay(&mut self, lent: &mut Lent) -> bool {
+        // Of a split ring a position is a count of entries.
+        let oldest = lent
+            .place()
+            .filter(|(first, _)| first.0 == self.core.published());
+        let Some((first, end)) = oldest else {
+            return false;
+        };
+        lent.clear();
+        self.core.publish_some(end, end.0.wrapping_sub(first.0));
+        true
     }
 }
 

@@ -180,6 +180,8 @@ pub struct Steering {
     pub rebalance: Rebalance,
     /// How many workers are in use. Default `auto`.
     pub scale: Scale,
+    /// Whether a queue that is more than its worker can do gets a second worker's help. Default `auto`.
+    pub share: Share,
 }
 
 /// Whether queues move between workers to even out their load.
@@ -202,6 +204,17 @@ pub enum Scale {
     Auto,
     /// All.
     All,
+}
+
+/// Whether a queue that is more than its worker can do gets a second worker's help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Share {
+    /// It does, when that is worth it and `rebalance` is `auto`.
+    #[default]
+    Auto,
+    /// Only those that `vswitchctl steer share` names.
+    Off,
 }
 
 /// Logging.

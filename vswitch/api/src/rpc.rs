@@ -94,6 +94,8 @@ pub mod methods {
         SteerRebalance = "steer.rebalance": NoParams => SteerDecisions;
         /// Moves a queue to a worker and keeps it there, or leaves it to the switch again.
         SteerSet = "steer.set": SteerSetParams => Done;
+        /// Has a queue shared with a second worker, or not, or leaves that to the switch again.
+        SteerShare = "steer.share": SteerShareParams => Done;
         /// What was decided lately about queues and workers, and why.
         SteerTrace = "steer.trace": NoParams => SteerDecisions;
         /// When guests are interrupted, and how that goes.

@@ -110,7 +110,7 @@ fn every_method_has_an_example_that_is_right() {
         }};
     }
     all!(GetVersion Show PortShow PortAdd PortRemove PortSet FdbShow FdbAdd FdbDel FdbFlush
-        GetCounters Workers SteerShow SteerRebalance SteerSet SteerTrace CoalesceShow CoalesceSet ConfigShow ConfigCheck ConfigDiff ConfigApply CaptureStart CaptureStop);
+        GetCounters Workers SteerShow SteerRebalance SteerSet SteerShare SteerTrace CoalesceShow CoalesceSet ConfigShow ConfigCheck ConfigDiff ConfigApply CaptureStart CaptureStop);
     let news = blocks(&page, "json")
         .into_iter()
         .find(|block| block.contains(CAPTURE_FRAMES));

@@ -113,6 +113,13 @@ pub enum SteerCommand {
         /// The number of a worker, or auto
         worker: WorkerWish,
     },
+    /// Have a second worker help with a queue, or not, or leave that to the switch again
+    Share {
+        /// A queue, as `steer show` names it: PORT/PAIR, or PORT for its first pair
+        queue: QueueName,
+        /// on, off or auto
+        wish: SharingWish,
+    },
     /// What was decided lately, and why
     Trace,
 }
@@ -222,6 +229,17 @@ impl FromStr for WorkerWish {
                 .map_err(|_| "write the number of a worker, or auto".into()),
         }
     }
+}
+
+/// Whether a queue is to be shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum SharingWish {
+    /// Always.
+    On,
+    /// Never.
+    Off,
+    /// When it is worth it.
+    Auto,
 }
 
 /// What to do with ports.

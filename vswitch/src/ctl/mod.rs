@@ -245,6 +245,10 @@ impl Asker<'_> {
                 let params = steer::to_set(queue, *worker);
                 self.ask::<methods::SteerSet>(&params, |_| steer::was_set(queue, *worker))
             }
+            SteerCommand::Share { queue, wish } => {
+                let params = steer::to_share(queue, *wish);
+                self.ask::<methods::SteerShare>(&params, |_| steer::was_shared(queue, *wish))
+            }
             SteerCommand::Trace => self.ask::<methods::SteerTrace>(&rpc::NoParams {}, decisions),
         }
     }

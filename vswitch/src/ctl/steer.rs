@@ -1,12 +1,12 @@
 //! `vswitchctl workers` and `vswitchctl steer`.
 
-use vswitch_api::config::{Rebalance, ReceiveSteering, Scale};
+use vswitch_api::config::{Rebalance, ReceiveSteering, Scale, Share};
 use vswitch_api::rpc::{
-    SteerAction, SteerDecision, SteerDecisions, SteerSetParams, SteerStatus, SteeredGuest,
-    WorkerDetail, WorkerList, WorkerQueue, WorkerState,
+    ShareWish, SteerAction, SteerDecision, SteerDecisions, SteerSetParams, SteerShareParams,
+    SteerStatus, SteeredGuest, SteeredQueue, WorkerDetail, WorkerList, WorkerQueue, WorkerState,
 };
 
-use super::cli::{QueueName, WorkerWish};
+use super::cli::{QueueName, SharingWish, WorkerWish};
 use super::show::{busy_poll, or_dash};
 use super::text::{Paint, Table, counted, duration, grouped};
 
@@ -38,7 +38,10 @@ pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
             true => format!("{}*", queue_name(queue)),
             false => queue_name(queue),
         };
-        let queues: Vec<String> = worker.queues.iter().map(mark).collect();
+        let mut queues: Vec<String> = worker.queues.iter().map(mark).collect();
+        if let Some(helps) = &worker.helps {
+            queues.push(format!("(helps with {})", queue_name(helps)));
+        }
         table.row([
             worker.index.to_string(),
             worker.core.to_string(),
@@ -77,9 +80,13 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
         Scale::Auto => "auto",
         Scale::All => "all",
     };
+    let share = match status.share {
+        Share::Auto => "auto",
+        Share::Off => "off",
+    };
     let in_use: Vec<String> = status.in_use.iter().map(ToString::to_string).collect();
     let mut out = format!(
-        "rebalance {rebalance}, scale {scale}; in use: {}; {}",
+        "rebalance {rebalance}, scale {scale}, share {share}; in use: {}; {}",
         or_dash(&in_use.join(" ")),
         counted(status.moves, "move", "moves"),
     );
@@ -100,20 +107,38 @@ pub(super) fn show(status: &SteerStatus, paint: Paint) -> String {
     for queue in &status.queues {
         table.row([
             format!("{}/{}", queue.port, queue.queue),
-            queue.worker.to_string(),
-            queue.node.map_or_else(|| "-".into(), |n| n.to_string()),
-            match (queue.pinned, queue.far) {
-                (true, true) => "pinned, far".into(),
-                (true, false) => "pinned".into(),
-                (false, true) => "far".into(),
-                (false, false) => String::new(),
+            match queue.helper {
+                Some(helper) => format!("{} + {helper}", queue.worker),
+                None => queue.worker.to_string(),
             },
+            queue.node.map_or_else(|| "-".into(), |n| n.to_string()),
+            notes(queue),
             grouped(queue.frames),
             format!("{:.1} s", queue.busy_ns as f64 / 1e9),
             queue.buckets.map_or_else(|| "-".into(), |n| n.to_string()),
         ]);
     }
     out + "\n" + &table.render(paint) + &guests
+}
+
+/// What the operator said of a queue, and how much of it its helper has.
+fn notes(queue: &SteeredQueue) -> String {
+    let mut notes = Vec::new();
+    if queue.pinned {
+        notes.push("pinned".to_owned());
+    }
+    if queue.far {
+        notes.push("far".into());
+    }
+    match queue.share {
+        ShareWish::Auto => {}
+        ShareWish::On => notes.push("to be shared".into()),
+        ShareWish::Off => notes.push("not to be shared".into()),
+    }
+    if let Some(outputs) = queue.helper_outputs {
+        notes.push(counted(outputs.into(), "output", "outputs") + " helped");
+    }
+    notes.join(", ")
 }
 
 /// How flows are spread over the queue pairs of guests that may have several.
@@ -195,6 +220,8 @@ fn decision(made: &SteerDecision) -> String {
         SteerAction::Crowded => "all workers are in use".into(),
         SteerAction::Filling => format!("{queue} fills its worker"),
         SteerAction::Buckets => format!("{queue} gets {} buckets", number(made.buckets)),
+        SteerAction::Share => format!("worker {worker} helps with {queue}"),
+        SteerAction::Alone => format!("{queue} is its worker's alone"),
         SteerAction::Pin => format!("{queue} stays on worker {worker}"),
         SteerAction::Release => format!("{queue} may move again"),
         SteerAction::Nothing => "nothing moves".into(),
@@ -219,6 +246,28 @@ pub(super) fn to_set(queue: &QueueName, worker: WorkerWish) -> SteerSetParams {
         worker: match worker {
             WorkerWish::Number(worker) => Some(worker),
             WorkerWish::Auto => None,
+        },
+    }
+}
+
+/// What was asked for, in a sentence.
+pub(super) fn was_shared(queue: &QueueName, wish: SharingWish) -> String {
+    match wish {
+        SharingWish::On => format!("{queue} is shared until vswitchd or its port ends\n"),
+        SharingWish::Off => format!("{queue} is not shared until vswitchd or its port ends\n"),
+        SharingWish::Auto => format!("{queue} is shared when that is worth it\n"),
+    }
+}
+
+/// The request that asks for it.
+pub(super) fn to_share(queue: &QueueName, wish: SharingWish) -> SteerShareParams {
+    SteerShareParams {
+        port: queue.port.clone(),
+        queue: queue.queue,
+        share: match wish {
+            SharingWish::On => ShareWish::On,
+            SharingWish::Off => ShareWish::Off,
+            SharingWish::Auto => ShareWish::Auto,
         },
     }
 }
@@ -248,7 +297,6 @@ fn ago(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use vswitch_api::config::BusyPoll;
-    use vswitch_api::rpc::SteeredQueue;
 
     use super::super::expect;
     use super::*;
@@ -269,6 +317,7 @@ mod tests {
             state,
             queues: Vec::new(),
             far: Vec::new(),
+            helps: None,
             busy_share: 0.0,
             awake_share: 0.0,
             delay_ns: 0,
@@ -295,13 +344,18 @@ mod tests {
             ..worker(0, WorkerState::Polling)
         };
         let parked = worker(1, WorkerState::Parked);
+        let helps = WorkerDetail {
+            helps: Some(queue("vm1", 0)),
+            ..worker(2, WorkerState::Polling)
+        };
         let list = WorkerList {
-            workers: vec![busy, parked, worker(3, WorkerState::Asleep)],
+            workers: vec![busy, parked, helps, worker(3, WorkerState::Asleep)],
         };
         expect("workers.txt", &workers(&list, Paint::plain()));
         let status = SteerStatus {
             rebalance: Rebalance::Auto,
             scale: Scale::Auto,
+            share: Share::Auto,
             in_use: vec![0, 3],
             moves: 7,
             unsettled: 1,
@@ -312,6 +366,9 @@ mod tests {
                     worker: 3,
                     node: Some(0),
                     far: false,
+                    helper: None,
+                    helper_outputs: None,
+                    share: ShareWish::Off,
                     pinned: true,
                     busy_ns: 1_500_000_000,
                     frames: 12_000_000,
@@ -323,6 +380,9 @@ mod tests {
                     worker: 0,
                     node: None,
                     far: false,
+                    helper: Some(3),
+                    helper_outputs: Some(2),
+                    share: ShareWish::Auto,
                     pinned: false,
                     busy_ns: 0,
                     frames: 0,
@@ -334,6 +394,9 @@ mod tests {
                     worker: 0,
                     node: Some(1),
                     far: true,
+                    helper: None,
+                    helper_outputs: None,
+                    share: ShareWish::Auto,
                     pinned: false,
                     busy_ns: 200_000_000,
                     frames: 1_000,
@@ -400,6 +463,8 @@ mod tests {
             made(6_000, SteerAction::Buckets, vm1(), None, None),
             made(5_500, SteerAction::Crowded, None, None, None),
             made(5_400, SteerAction::Filling, vm1(), None, None),
+            made(5_300, SteerAction::Share, vm1(), None, Some(1)),
+            made(900, SteerAction::Alone, vm1(), None, None),
             made(800, SteerAction::Pin, vm1(), None, Some(1)),
             made(90, SteerAction::Release, vm1(), None, None),
             made(8, SteerAction::Shrink, None, None, Some(1)),

@@ -347,6 +347,11 @@ fn requests_say_what_was_asked() {
             json!({"port": "vm1", "queue": 2, "worker": 1}),
         ),
         (
+            "steer share vm1/2 on",
+            "steer.share",
+            json!({ "port": "vm1", "queue": 2, "share": "on" }),
+        ),
+        (
             "steer set vm1 auto",
             "steer.set",
             json!({"port": "vm1", "queue": 0}),

@@ -69,6 +69,7 @@ pub(super) fn call(
         methods::Workers::NAME => run::<methods::Workers>(r, |_| Ok(steer::workers(switch))),
         methods::SteerShow::NAME => run::<methods::SteerShow>(r, |_| Ok(steer::show(switch))),
         methods::SteerSet::NAME => run::<methods::SteerSet>(r, |p| steer::set(switch, &p)),
+        methods::SteerShare::NAME => run::<methods::SteerShare>(r, |p| steer::share(switch, &p)),
         methods::SteerTrace::NAME => {
             run::<methods::SteerTrace>(r, |_| Ok(steer::decisions(switch, switch.steward.trace())))
         }

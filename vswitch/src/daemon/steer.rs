@@ -4,14 +4,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vswitch_api::config;
 use vswitch_api::rpc::{
-    Done, RpcError, SteerAction, SteerDecision, SteerDecisions, SteerSetParams, SteerStatus,
-    SteeredGuest, SteeredQueue, WorkerDetail, WorkerList, WorkerQueue, WorkerState, code,
+    Done, RpcError, ShareWish, SteerAction, SteerDecision, SteerDecisions, SteerSetParams,
+    SteerShareParams, SteerStatus, SteeredGuest, SteeredQueue, WorkerDetail, WorkerList,
+    WorkerQueue, WorkerState, code,
 };
 
 use super::port::Attachment;
 use super::switch::Switch;
 use crate::forward::PortRef;
-use crate::worker::registry::{MoveError, QueueSeen, Seen};
+use crate::worker::registry::sharing::ShareError;
+use crate::worker::registry::{Asked, MoveError, QueueSeen, Seen};
 use crate::worker::steward::trace::{Decision, What};
 use crate::worker::{BusyPoll, QueueKey};
 
@@ -53,6 +55,8 @@ fn detail(switch: &Switch, worker: &Seen, queues: &[QueueSeen]) -> WorkerDetail 
         .iter()
         .filter(|q| q.owner == worker.index && is_far(q, worker));
     let far: Vec<_> = far.map(|q| q.key).collect();
+    let helps = |queue: &&QueueSeen| queue.helper.is_some_and(|h| h.worker == worker.index);
+    let helps = queues.iter().find(helps);
     let pulse = worker.vitals.read();
     let shares = switch.shares.get(worker.index);
     let ns = |d: Duration| d.as_nanos() as u64;
@@ -68,6 +72,7 @@ fn detail(switch: &Switch, worker: &Seen, queues: &[QueueSeen]) -> WorkerDetail 
         },
         queues: named(switch, &worker.queues),
         far: named(switch, &far),
+        helps: helps.and_then(|queue| name(switch, queue.key)),
         busy_share: shares.map_or(0.0, |s| s.busy),
         awake_share: shares.map_or(0.0, |s| s.awake),
         delay_ns: ns(pulse.delay),
@@ -102,6 +107,13 @@ pub(super) fn show(switch: &Switch) -> SteerStatus {
                 far: list
                     .iter()
                     .any(|w| w.index == queue.owner && is_far(&queue, w)),
+                helper: queue.helper.map(|helper| helper.worker as u16),
+                helper_outputs: queue.helper.map(|helper| helper.outputs),
+                share: match queue.asked {
+                    Asked::Auto => ShareWish::Auto,
+                    Asked::On => ShareWish::On,
+                    Asked::Off => ShareWish::Off,
+                },
                 pinned: queue.pinned,
                 busy_ns: queue.vitals.busy_ns(),
                 frames: queue.vitals.frames(),
@@ -113,6 +125,7 @@ pub(super) fn show(switch: &Switch) -> SteerStatus {
     SteerStatus {
         rebalance: switch.config.steering.rebalance,
         scale: switch.config.steering.scale,
+        share: switch.config.steering.share,
         in_use: in_use.map(|w| w.index as u16).collect(),
         moves,
         unsettled,
@@ -176,13 +189,7 @@ pub(super) fn set(switch: &Switch, p: &SteerSetParams) -> Result<Done, RpcError>
     };
     let outcome = switch.steward.set(key, p.worker.map(usize::from));
     outcome.map(|()| Done {}).map_err(|error| match error {
-        MoveError::NoQueue => RpcError::new(
-            code::NOT_FOUND,
-            format!(
-                "no worker takes frames from {}/{}; `vswitchctl steer show` lists the queues in use",
-                p.port, p.queue
-            ),
-        ),
+        MoveError::NoQueue => no_queue(&p.port, p.queue),
         MoveError::NoWorker => {
             let list = switch.workers.list();
             let list: Vec<_> = list.iter().map(|w| w.index.to_string()).collect();
@@ -199,6 +206,47 @@ pub(super) fn set(switch: &Switch, p: &SteerSetParams) -> Result<Done, RpcError>
             code::SYSTEM,
             format!("{}/{} is just being moved; try again", p.port, p.queue),
         ),
+    })
+}
+
+fn no_queue(port: &str, queue: u16) -> RpcError {
+    RpcError::new(
+        code::NOT_FOUND,
+        format!(
+            "no worker takes frames from {port}/{queue}; `vswitchctl steer show` lists the queues in use"
+        ),
+    )
+}
+
+/// `steer.share`
+pub(super) fn share(switch: &Switch, p: &SteerShareParams) -> Result<Done, RpcError> {
+    let key = QueueKey {
+        port: switch.find_port(&p.port)?.at,
+        queue: p.queue,
+    };
+    let asked = match p.share {
+        ShareWish::Auto => Asked::Auto,
+        ShareWish::On => Asked::On,
+        ShareWish::Off => Asked::Off,
+    };
+    let outcome = switch.steward.share(key, asked);
+    outcome.map(|()| Done {}).map_err(|error| {
+        let (code, why) = match error {
+            ShareError::NoQueue => return no_queue(&p.port, p.queue),
+            ShareError::NoWorker => (
+                code::NOT_FOUND,
+                "there is no second worker; `workers` in the configuration lists them",
+            ),
+            ShareError::Engaged => (
+                code::SYSTEM,
+                "every other worker, or its own, helps already or is helped",
+            ),
+            ShareError::Unfit => (
+                code::UNSUPPORTED,
+                "only guests' queues with split rings can be shared",
+            ),
+        };
+        RpcError::new(code, format!("{}/{} is not shared: {why}", p.port, p.queue))
     })
 }
 
@@ -221,6 +269,8 @@ fn decision(switch: &Switch, made: Decision) -> SteerDecision {
         What::Crowded => (SteerAction::Crowded, None, None, None),
         What::Filling(queue) => (SteerAction::Filling, Some(queue), None, None),
         What::Buckets { queue, .. } => (SteerAction::Buckets, Some(queue), None, None),
+        What::Share(queue, helper) => (SteerAction::Share, Some(queue), None, Some(helper)),
+        What::Alone(queue) => (SteerAction::Alone, Some(queue), None, None),
         What::Pin(queue, worker) => (SteerAction::Pin, Some(queue), None, Some(worker)),
         What::Release(queue) => (SteerAction::Release, Some(queue), None, None),
         What::Nothing => (SteerAction::Nothing, None, None, None),

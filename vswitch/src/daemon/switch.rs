@@ -663,6 +663,7 @@ pub(super) fn duties(config: &Config) -> Duties {
     Duties {
         rebalance: config.steering.rebalance == config::Rebalance::Auto,
         scale: config.steering.scale == config::Scale::Auto,
+        share: config.steering.share == config::Share::Auto,
     }
 }
 

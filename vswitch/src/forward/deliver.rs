@@ -11,7 +11,8 @@ use super::decide::{Destination, Ethernet, Memo, Route, Verdict, decide};
 use super::fdb::CoarseSecond;
 use super::group::Groups;
 use super::learn::{LearnMailbox, Seen};
-use super::output::Outgoing;
+use super::output::{Moment, Outgoing};
+use super::share::{Handed, Parting};
 use super::snapshot::{Bridge, Output, Port, Snapshot};
 use super::steer::{self, Views};
 use super::ways::{Epoch, HeadKey, Ways};
@@ -55,6 +56,18 @@ pub struct Context<'a> {
     pub pair: Option<u16>,
     /// Set if the source must be emptied but not forwarded.
     pub discard: Option<InputDrop>,
+}
+
+impl<'a> Context<'a> {
+    /// What delivering it takes.
+    #[inline(always)]
+    fn moment(&self) -> Moment<'a> {
+        Moment {
+            snapshot: self.snapshot,
+            nanos: self.nanos,
+            drained: self.drained,
+        }
+    }
 }
 
 /// One worker's forwarding state. Nothing here grows while it forwards.
@@ -135,6 +148,14 @@ impl Forwarder {
         frames: &F,
         decided: impl FnOnce(),
     ) {
+        self.decide_all(ctx, frames);
+        decided();
+        self.deliver_all(ctx, frames);
+    }
+
+    /// Decides about each frame, and files it.
+    #[inline(always)]
+    fn decide_all<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
         let Some(counters) = ctx.ingress.counters.get(self.worker) else {
             return;
         };
@@ -164,12 +185,53 @@ impl Forwarder {
         counters.received_bytes.add(bytes);
         counters.switched.add(switched);
         counters.copies.add(copies);
-        decided();
+    }
+
+    /// Has everything written that is filed.
+    #[inline(always)]
+    fn deliver_all<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
+        let moment = ctx.moment();
         while let Some((output, group)) = self.groups.pop() {
             if let Some((port, queue)) = ctx.snapshot.output(output) {
                 let list = self.groups.list(output, group);
-                let position = self.outgoing.deliver(ctx, port, queue, list, frames);
+                let position = self.outgoing.deliver(moment, port, queue, list, frames);
                 self.views.sent(port, list, position, ctx.micros);
+            }
+        }
+    }
+
+    /// The owner's half of a burst that is [shared](super::share): what is not handed over is delivered on return.
+    #[inline(never)]
+    pub(super) fn forward_share<F: Frames>(
+        &mut self,
+        ctx: Context<'_>,
+        frames: &F,
+        parting: &mut Parting,
+        handed: &mut Handed,
+    ) {
+        self.decide_all(ctx, frames);
+        parting.note(self.groups.held());
+        handed.begin(self.outgoing.offloads(), ctx.drained);
+        self.groups
+            .take_those(|o| parting.is_helped(o), |o, list| handed.put(o, list));
+        self.deliver_all(ctx, frames);
+    }
+
+    /// The helper's half.
+    #[inline(never)]
+    pub(super) fn forward_handed<F: Frames>(
+        &mut self,
+        moment: Moment<'_>,
+        handed: &Handed,
+        frames: &F,
+    ) {
+        self.outgoing.begin();
+        for (i, offload) in handed.offloads() {
+            self.outgoing.leave(i, offload);
+        }
+        for (output, list) in handed.iter() {
+            if let Some((port, queue)) = moment.snapshot.output(output) {
+                self.outgoing.deliver(moment, port, queue, list, frames);
             }
         }
     }

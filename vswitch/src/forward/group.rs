@@ -75,6 +75,49 @@ impl<'a> List<'a> {
     }
 }
 
+/// A group on its own.
+#[derive(Clone, Copy)]
+pub struct Kept {
+    group: Group,
+    edits: Edits,
+}
+
+impl Kept {
+    /// No frames.
+    pub const NONE: Self = Kept {
+        group: Group {
+            frames: 0,
+            edit: HeadEdit::None,
+            differ: false,
+        },
+        edits: [HeadEdit::None; BURST],
+    };
+
+    /// Becomes this one.
+    #[inline]
+    pub fn set(&mut self, list: List<'_>) {
+        self.group = list.group;
+        if list.group.differ {
+            self.edits = *list.edits;
+        }
+    }
+
+    /// Its frames, a bit each.
+    #[inline]
+    pub fn frames(&self) -> u32 {
+        self.group.frames
+    }
+
+    /// Its frames.
+    #[inline]
+    pub fn list(&self) -> List<'_> {
+        List {
+            group: self.group,
+            edits: &self.edits,
+        }
+    }
+}
+
 /// A group for every output, and which of them hold something.
 #[derive(Default)]
 pub struct Groups {
@@ -138,6 +181,34 @@ impl Groups {
         let output = self.touched.pop()?;
         let group = self.groups.get_mut(output.0 as usize)?;
         Some((output, std::mem::take(group)))
+    }
+
+    /// Takes out the groups of the outputs that are `wanted`, and hands each to `to`, with its edits.
+    #[inline]
+    pub fn take_those(
+        &mut self,
+        wanted: impl Fn(OutputIndex) -> bool,
+        mut to: impl FnMut(OutputIndex, List<'_>),
+    ) {
+        let (groups, edits) = (&mut self.groups, &self.edits);
+        self.touched.retain(|&output| {
+            let at = output.0 as usize;
+            let (true, Some(group), Some(edits)) =
+                (wanted(output), groups.get_mut(at), edits.get(at))
+            else {
+                return true;
+            };
+            let group = std::mem::take(group);
+            to(output, List { group, edits });
+            false
+        });
+    }
+
+    /// The outputs that hold frames, and how many each.
+    pub fn held(&self) -> impl Iterator<Item = (OutputIndex, usize)> {
+        let group = |output: &OutputIndex| self.groups.get(output.0 as usize);
+        let held = self.touched.iter();
+        held.filter_map(move |o| Some((*o, group(o)?.frames.count_ones() as usize)))
     }
 
     /// A group that was just [popped](Self::pop), with its edits.

@@ -12,7 +12,10 @@
 //! 3. **Deliver** ([`output`]): per output, write the frames into its ring: the head from the worker's copy, the rest
 //!    straight from the source's buffer. That is the one copy.
 //!
-//! A guest is called when its port's policy says so; what is held back is [remembered](pending).
+//! A guest is called when its port's policy says so; what is held back is [remembered](pending). Who sent has its buffers back
+//! when all is delivered ([`completion`]).
+//!
+//! One queue that is more than its worker can do is [shared](share) with a second one: then that delivers a part.
 //!
 //! What can change under a worker (ports, VLANs, tables) is a [`Snapshot`], picked up once per burst. What it counts is
 //! its own [`counters`], added up by whoever reads them.
@@ -21,6 +24,7 @@
 //!
 //! [`BURST`] frames a burst, [`MAX_PORTS`] ports, [`MAX_BRIDGES`] bridges; frames up to 64 KiB with segmentation offload.
 
+pub mod completion;
 pub mod counters;
 pub mod decide;
 pub mod deliver;
@@ -30,6 +34,7 @@ pub mod learn;
 pub mod output;
 pub mod patience;
 pub mod pending;
+pub mod share;
 pub mod snapshot;
 pub mod software;
 pub mod steer;

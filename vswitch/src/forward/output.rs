@@ -8,12 +8,23 @@ use vswitch_vhost::{Delivery, RxError, RxFeatures, RxRing, Sink};
 
 use super::BURST;
 use super::counters::{OutputDrop, PortCounters};
-use super::deliver::{Context, Frames};
+use super::deliver::Frames;
 use super::group::{Filed, List};
 use super::pending::{Pending, Ring};
 use super::snapshot::{GuestQueues, Output, Port, Snapshot};
 use super::software::{Finisher, ToGuest};
 use crate::capture::{self, Direction, Taps};
+
+/// What a burst's deliveries go by.
+#[derive(Clone, Copy)]
+pub struct Moment<'a> {
+    /// The switch, as it was decided upon.
+    pub snapshot: &'a Snapshot,
+    /// Nanoseconds: the clock of calls.
+    pub nanos: u64,
+    /// The source had nothing more when the burst was taken.
+    pub drained: bool,
+}
 
 /// What a worker writes with: the burst's offloads, and the means to do in software what a receiver cannot.
 pub struct Outgoing {
@@ -84,12 +95,18 @@ impl Outgoing {
         self.offloads.get(i).copied().unwrap_or_default()
     }
 
+    /// Which frames leave anything to offloads, a bit each, and what those do.
+    #[inline]
+    pub fn offloads(&self) -> (u32, &[Offload; BURST]) {
+        (self.laden, &self.offloads)
+    }
+
     /// Writes one output's frames, under its lock, taken once. Of a guest with several queues the answer is the position
     /// behind the frames in their ring.
     #[inline(never)]
     pub fn deliver<F: Frames>(
         &mut self,
-        ctx: Context<'_>,
+        moment: Moment<'_>,
         port: &Port,
         queue: u16,
         list: List<'_>,
@@ -98,7 +115,7 @@ impl Outgoing {
         let counters = port.counters.get(self.worker)?;
         let mut position = None;
         counters.offered.add(list.len() as u64);
-        let watched = ctx.snapshot.capture.as_ref();
+        let watched = moment.snapshot.capture.as_ref();
         let mut outcomes = Outcomes::new();
         let mut tally = Tally::new(counters, watched.is_some().then_some(&mut outcomes));
         if !port.admin_up {
@@ -111,8 +128,8 @@ impl Outgoing {
                         None => tally.all(list, OutputDrop::NotConnected),
                         Some(ring) => {
                             let news = News {
-                                now: ctx.nanos,
-                                drained: ctx.drained,
+                                now: moment.nanos,
+                                drained: moment.drained,
                                 queues,
                                 settings: &port.coalesce.receive,
                                 accepts: accepts(ring, port.offloads),
@@ -122,7 +139,7 @@ impl Outgoing {
                             let left = Ring::after(port.at, queue, action, ring);
                             // A call is a system call: nobody should have to wait for it.
                             drop(place);
-                            self.pending.leave(left, queues, counters, ctx.nanos);
+                            self.pending.leave(left, queues, counters, moment.nanos);
                         }
                     }
                 }

@@ -35,6 +35,8 @@ pub struct Idle {
     mode: BusyPoll,
     spin: Duration,
     since: Option<Instant>,
+    /// It is about to get more to do than by a wake-up each time.
+    keen: bool,
 }
 
 impl Idle {
@@ -44,6 +46,7 @@ impl Idle {
             mode,
             spin: SPIN_MAX,
             since: None,
+            keen: false,
         }
     }
 
@@ -58,6 +61,12 @@ impl Idle {
         (self.mode, self.since) = (mode, None);
     }
 
+    /// Whether it polls for a while also where it would sleep at once: a queue that is worth a second worker would wake it
+    /// for every burst.
+    pub fn set_keen(&mut self, keen: bool) {
+        (self.keen, self.since) = (keen, None);
+    }
+
     /// After a turn: is it time to sleep?
     #[inline]
     pub fn should_sleep(&mut self, worked: bool, now: Instant) -> bool {
@@ -68,7 +77,8 @@ impl Idle {
         let since = *self.since.get_or_insert(now);
         match self.mode {
             BusyPoll::Always => false,
-            BusyPoll::Adaptive if now.duration_since(since) < self.spin => {
+            BusyPoll::Never if !self.keen => true,
+            BusyPoll::Adaptive | BusyPoll::Never if now.duration_since(since) < self.spin => {
                 std::hint::spin_loop();
                 false
             }
@@ -210,5 +220,9 @@ mod tests {
         assert!(Idle::new(BusyPoll::Never).should_sleep(false, t));
         always.set_mode(BusyPoll::Never);
         assert!(always.should_sleep(false, late), "and can be changed");
+        always.set_keen(true);
+        assert!(!always.should_sleep(false, t) && always.should_sleep(false, t + SPIN_MAX));
+        always.set_keen(false);
+        assert!(always.should_sleep(false, t));
     }
 }

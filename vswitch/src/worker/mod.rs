@@ -10,6 +10,9 @@
 //! worker spins for a while ([`idle`]), then asks every ring for a kick, and every NIC that has one for an interrupt, looks
 //! again, and sleeps in epoll. NICs without are looked at by a timer.
 //!
+//! A queue that is hotter than its worker's core can be [shared](crate::forward::share): another worker writes part of what
+//! its owner takes. Who helps has no helper, and is not helped with.
+//!
 //! - [`registry`]: which workers there are and who owns which queue; workers come, go and change while frames pass
 //! - [`vitals`]: what workers tell about themselves; a busy one looks at its queues once per [`LOOK`]
 //! - [`steward`]: moves queues between workers, and decides how many of them are in use; woken through a [`bell`]
@@ -44,6 +47,7 @@ use vswitch_vhost::TxScratch;
 use crate::daemon::SessionId;
 use crate::forward::fdb::CoarseSecond;
 use crate::forward::learn::LearnMailbox;
+use crate::forward::share::Share;
 use crate::forward::{Forwarder, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
 use bell::{Bell, Ears};
@@ -71,6 +75,12 @@ enum Letter {
     Attach(QueueKey, Input, Arc<QueueVitals>),
     /// Give the queue back.
     Detach(QueueKey, mpsc::SyncSender<Option<Input>>),
+    /// Have a helper for this queue from now on; whether that was possible.
+    Share(QueueKey, Arc<Share>, mpsc::SyncSender<bool>),
+    /// Do without it.
+    Alone(QueueKey, mpsc::SyncSender<()>),
+    /// Help with this from now on, or with nothing.
+    Help(Option<Arc<Share>>),
     /// Leave this NIC's queue alone until it is released, or until the moment that is the answer: `None` if it is not here.
     #[cfg(feature = "dpdk")]
     Hold(QueueKey, mpsc::SyncSender<Option<Instant>>),
@@ -142,6 +152,8 @@ struct Worker {
     forwarder: Forwarder,
     scratch: TxScratch,
     queues: Queues,
+    /// Another's queue that it helps with.
+    helping: Option<Arc<Share>>,
     idle: Idle,
     mail: Arc<Mailbox<Letter>>,
     vitals: Arc<Vitals>,
@@ -177,6 +189,7 @@ impl Worker {
             forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
             scratch: TxScratch::new(),
             queues: Queues::new(Poller::new(mail)?),
+            helping: None,
             idle: Idle::new(busy_poll),
             mail: Arc::clone(mail),
             vitals: Arc::clone(vitals),
@@ -216,7 +229,7 @@ impl Worker {
             }
             self.account(worked, before, clock);
             // Without queues there is nothing to poll for, whatever it does when idle.
-            let parked = self.queues.is_empty();
+            let parked = self.is_parked();
             if (parked || self.idle.should_sleep(worked, clock))
                 && self.holds_nothing(parked, snapshot, clock)
                 && self.sleep(snapshot, &mut clock)
@@ -230,10 +243,19 @@ impl Worker {
     }
 
     /// One burst from every queue. True if there was anything to do; `clock` then moves on to the turn's end.
-    fn turn(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
+    fn turn(&mut self, snapshot: &Arc<Snapshot>, clock: &mut Instant) -> bool {
         let now = CoarseSecond(self.shared.clock.load(Ordering::Relaxed));
         let (forwarder, scratch) = (&mut self.forwarder, &mut self.scratch);
-        self.queues.poll(snapshot, now, forwarder, scratch, clock)
+        let worked = self.queues.poll(snapshot, now, forwarder, scratch, clock);
+        match &self.helping {
+            None => worked,
+            Some(share) => help(share, forwarder, worked, clock),
+        }
+    }
+
+    /// There is nothing to look at.
+    fn is_parked(&self) -> bool {
+        self.queues.is_empty() && self.helping.is_none()
     }
 
     /// Whether no guest waits for a call of this worker's, which is about to sleep. One that is not to poll, or has nothing
@@ -250,13 +272,20 @@ impl Worker {
     }
 
     /// Sleeps until something happens; false if something had happened already.
-    fn sleep(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
-        let quiet = self.queues.arm() && !self.last_look(snapshot, clock) && !self.mail.has_mail();
+    fn sleep(&mut self, snapshot: &Arc<Snapshot>, clock: &mut Instant) -> bool {
+        let helping = self.helping.clone();
+        let quiet = self.queues.arm()
+            && !self.last_look(snapshot, clock)
+            && helping.as_ref().is_none_or(|share| share.may_sleep())
+            && !self.mail.has_mail();
         if quiet {
             self.look.standing = 0;
             self.vitals.sleeps();
             self.queues.wait();
             self.vitals.wakes();
+        }
+        if let Some(share) = helping {
+            share.awake();
         }
         self.queues.disarm();
         quiet
@@ -264,7 +293,7 @@ impl Worker {
 
     /// Polls once more if there are NICs that have just been asked for interrupts: what came before does not wake. True if
     /// there was anything.
-    fn last_look(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
+    fn last_look(&mut self, snapshot: &Arc<Snapshot>, clock: &mut Instant) -> bool {
         if !self.queues.needs_last_look() {
             return false;
         }
@@ -278,11 +307,26 @@ impl Worker {
     }
 
     fn read_mail(&mut self) -> bool {
-        for letter in self.mail.drain() {
+        let mail = Arc::clone(&self.mail);
+        for letter in mail.drain() {
             match letter {
                 Letter::Attach(key, input, vitals) => self.queues.attach(key, input, vitals),
                 // Nobody waits for the answer any more only if the asker died; the queue then goes with it.
-                Letter::Detach(key, reply) => drop(reply.send(self.queues.detach(key))),
+                Letter::Detach(key, reply) => {
+                    self.alone(key);
+                    drop(reply.send(self.queues.detach(key)));
+                }
+                Letter::Share(key, share, reply) => {
+                    let _ = reply.send(self.queues.share(key, share));
+                }
+                Letter::Alone(key, reply) => {
+                    self.alone(key);
+                    let _ = reply.send(());
+                }
+                Letter::Help(share) => {
+                    self.idle.set_keen(share.is_some());
+                    self.helping = share;
+                }
                 #[cfg(feature = "dpdk")]
                 Letter::Hold(key, reply) => drop(reply.send(self.queues.hold(key))),
                 #[cfg(feature = "dpdk")]
@@ -297,8 +341,15 @@ impl Worker {
                 Letter::Stop => return false,
             }
         }
-        self.vitals.parked(self.queues.is_empty());
+        self.vitals.parked(self.is_parked());
         true
+    }
+
+    /// Serves a queue without a helper from now on; the helper is done with it on return.
+    fn alone(&mut self, key: QueueKey) {
+        let snapshot = self.shared.snapshot.load();
+        let worker = self.forwarder.worker();
+        self.queues.alone(key, &snapshot, worker);
     }
 
     #[inline]
@@ -353,4 +404,16 @@ impl Worker {
             tracing::warn!(core = self.core, %error, "the worker could not be pinned to its core");
         }
     }
+}
+
+/// Does the helper's part of another's burst, after a turn that worked or not; true if either did.
+#[inline(never)]
+fn help(share: &Share, forwarder: &mut Forwarder, worked: bool, clock: &mut Instant) -> bool {
+    if !share.help(forwarder, nanos(*clock)) {
+        return worked;
+    }
+    let now = Instant::now();
+    share.took(now.duration_since(*clock).as_nanos() as u64);
+    *clock = now;
+    true
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 use std::time::Instant;
 
-use vswitch_coalesce::{Action, Burst, Policy};
+use vswitch_coalesce::Policy;
 use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 
 #[cfg(feature = "dpdk")]
@@ -18,6 +18,7 @@ use super::{micros, nanos};
 use crate::forward::counters::InputDrop;
 use crate::forward::deliver::{Context, Frames};
 use crate::forward::fdb::CoarseSecond;
+use crate::forward::share::{Share, Sharing};
 use crate::forward::{BURST, Forwarder, PortRef, Snapshot};
 
 /// Names a queue: the port and its number there.
@@ -36,6 +37,17 @@ pub enum Input {
     /// A NIC's receive queue.
     #[cfg(feature = "dpdk")]
     Nic(Box<crate::nic::NicInput>),
+}
+
+impl Input {
+    /// Whether another worker can help with it.
+    pub fn lends(&self) -> bool {
+        match self {
+            Input::Guest(ring) => ring.lends(),
+            #[cfg(feature = "dpdk")]
+            Input::Nic(_) => false,
+        }
+    }
 }
 
 /// A queue in a worker's hands.
@@ -125,10 +137,7 @@ pub fn serve(
         }
         // A ring that contradicts itself has told its session, which will take it away.
         Ok(_) | Err(_) => {
-            if ring.overdue(context.nanos) {
-                let action = ring.expire(context.nanos);
-                completed(ring, action, context, forwarder.worker());
-            }
+            context.sender(forwarder.worker()).waits(ring);
             return 0;
         }
     };
@@ -136,38 +145,19 @@ pub fn serve(
         queues.transmits(drained);
     }
     if ring.complete() {
-        let burst = Burst {
-            now: context.nanos,
-            frames: taken as u16,
-            drained,
-            ..Burst::default()
-        };
-        let action = ring.report(&context.ingress.coalesce.transmit, &burst);
-        if !matches!(action, Action::Nothing | Action::Hold) {
-            completed(ring, action, context, forwarder.worker());
-        }
+        context
+            .sender(forwarder.worker())
+            .repaid(ring, taken, drained);
     }
     steps.completed();
     taken
 }
 
-/// Calls a sender that has its buffers back, if that is what is to be done, and tells about it.
-#[inline(never)]
-fn completed(ring: &mut TxRing, action: Action, context: Context<'_>, worker: usize) {
-    if action.fires()
-        && ring.make_call()
-        && let Some(counters) = context.ingress.counters.get(worker)
-    {
-        counters.tx_calls.add(1);
-    }
-    if let (Some(queues), Some(pair)) = (context.ingress.output.guest(), context.pair) {
-        queues.tell_completions(pair, ring.call_report());
-    }
-}
-
 /// See the module's page.
 pub(super) struct Queues {
     guests: Vec<Owned<TxRing>>,
+    /// The one of them that another worker helps with.
+    shared: Option<(QueueKey, Sharing)>,
     #[cfg(feature = "dpdk")]
     nics: Vec<Owned<crate::nic::NicInput>>,
     poller: Poller,
@@ -185,6 +175,7 @@ impl Queues {
     pub(super) fn new(poller: Poller) -> Self {
         Queues {
             guests: Vec::new(),
+            shared: None,
             #[cfg(feature = "dpdk")]
             nics: Vec::new(),
             poller,
@@ -219,7 +210,42 @@ impl Queues {
         }
     }
 
-    /// Gives a queue up. All that was taken from it has been delivered and given back.
+    /// Has a helper for a queue from now on, until that is [alone](Self::alone) again or leaves. False if it cannot be
+    /// helped with, or another is.
+    pub(super) fn share(&mut self, key: QueueKey, share: Arc<Share>) -> bool {
+        let mut guests = self.guests.iter();
+        let fits = guests.any(|q| q.key == key && q.queue.lends()) && self.shared.is_none();
+        if fits {
+            self.shared = Some((key, Sharing::new(share)));
+        }
+        fits
+    }
+
+    /// Does without the helper, if it is for this queue: waits until that has done its part, and gives everything back.
+    pub(super) fn alone(&mut self, key: QueueKey, snapshot: &Snapshot, worker: usize) {
+        let now = Instant::now();
+        let Some((_, mut sharing)) = self.shared.take_if(|(of, _)| *of == key) else {
+            return;
+        };
+        if let Some(queue) = self.guests.iter_mut().find(|q| q.key == key) {
+            let context = snapshot.live(key.port).map(|ingress| Context {
+                snapshot,
+                ingress,
+                now: CoarseSecond(0),
+                micros: micros(now),
+                nanos: nanos(now),
+                drained: true,
+                pair: Some(key.queue),
+                discard: None,
+            });
+            sharing.drain(
+                &mut queue.queue,
+                context.map(|context| context.sender(worker)),
+            );
+        }
+    }
+
+    /// Gives a queue up, which is [alone](Self::alone). All that was taken from it has been delivered and given back.
     pub(super) fn detach(&mut self, key: QueueKey) -> Option<Input> {
         if let Some(at) = self.guests.iter().position(|q| q.key == key) {
             let Owned {
@@ -280,7 +306,7 @@ impl Queues {
     /// One burst from every queue. True if there was anything; then `clock`, the time at the start, is that at the end.
     pub(super) fn poll(
         &mut self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         now: CoarseSecond,
         forwarder: &mut Forwarder,
         scratch: &mut TxScratch,
@@ -304,7 +330,19 @@ impl Queues {
                 pair: Some(queue.key.queue),
                 discard,
             };
-            let frames = serve(ring, context, forwarder, scratch, &mut ());
+            let frames = match &mut self.shared {
+                Some((key, sharing)) if *key == queue.key => {
+                    let frames = sharing.serve(ring, context, snapshot, forwarder, scratch);
+                    if frames == 0 && sharing.is_out() {
+                        // Not seen empty, and not to sleep on. Waiting is no load of the queue's.
+                        worked = true;
+                        *clock = Instant::now();
+                        continue;
+                    }
+                    frames
+                }
+                _ => serve(ring, context, forwarder, scratch, &mut ()),
+            };
             worked |= queue.polled(frames, clock);
         }
         #[cfg(feature = "dpdk")]

@@ -14,6 +14,10 @@
 //! several queues is waited for likewise, see [`settle_guests`]: workers know for themselves on which of them a flow is.
 //! Meanwhile the queue waits, unpolled: nothing is lost, nothing is reordered.
 //!
+//! **Sharing.** A queue's owner can have a helper ([`share`](Workers::share)). While that begins or ends the queue counts as
+//! in transit. The helper helps before the owner gives it anything and until after the owner has everything back; so the
+//! owner, which waits for it when the queue is fetched, never waits for one that has ended, or waits for a helper itself.
+//!
 //! **Numbers.** A worker keeps its number for life; a new one takes the lowest that is free. Counters are kept by number,
 //! and those of a worker that has left stay, so totals never fall.
 
@@ -33,11 +37,13 @@ use vswitch_vhost::TxRing;
 mod home;
 #[cfg(feature = "dpdk")]
 mod redirect;
+pub mod sharing;
 
 use super::settle::settle_guests;
 use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
 use crate::forward::PortRef;
+use crate::forward::share::Share;
 use crate::mailbox::Mailbox;
 use home::{Candidate, Home};
 
@@ -79,12 +85,41 @@ pub struct QueueSeen {
     pub key: QueueKey,
     /// Its owner; while it moves, its last one.
     pub owner: usize,
+    /// Who helps its owner with it.
+    pub helper: Option<Helper>,
+    /// Whether it is to have one.
+    pub asked: Asked,
+    /// Its bursts can be lent out.
+    pub lends: bool,
     /// It is to stay there: the operator said so.
     pub pinned: bool,
     /// Where its memory or its device is, if that is known.
     pub node: Option<Node>,
     /// What its owners tell about it.
     pub vitals: Arc<QueueVitals>,
+}
+
+/// Who helps with a queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Helper {
+    /// The worker.
+    pub worker: usize,
+    /// How many outputs are its.
+    pub outputs: u32,
+    /// Nanoseconds that it took for them since it began.
+    pub busy_ns: u64,
+}
+
+/// Whether a queue is to have a helper.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Asked {
+    /// When it is worth it.
+    #[default]
+    Auto,
+    /// Always, as the operator wants.
+    On,
+    /// Never, as the operator wants.
+    Off,
 }
 
 /// Why a queue was not moved. It is where it was.
@@ -121,6 +156,8 @@ struct Table {
     /// Queues that the operator keeps with a worker, there at the moment or not: a ring goes and comes back when its guest
     /// is reset.
     pins: BTreeMap<QueueKey, usize>,
+    /// Those of which the operator has said whether they are to have helpers, likewise.
+    asked: BTreeMap<QueueKey, Asked>,
 }
 
 struct Entry {
@@ -150,6 +187,9 @@ struct Place {
     /// Where it goes, while it is in nobody's hands.
     transit: Option<usize>,
     home: Home,
+    /// Who helps its owner with it. Known to the helper before the owner and until after it.
+    helper: Option<(usize, Arc<Share>)>,
+    lends: bool,
     vitals: Arc<QueueVitals>,
 }
 
@@ -194,6 +234,10 @@ impl Place {
     fn at(&self) -> usize {
         self.transit.unwrap_or(self.owner)
     }
+
+    fn is_helped_by(&self, worker: usize) -> bool {
+        self.helper.as_ref().is_some_and(|(by, _)| *by == worker)
+    }
 }
 
 impl Workers {
@@ -236,18 +280,25 @@ impl Workers {
         table.set_resting(worker, false);
         let vitals = Arc::<QueueVitals>::default();
         let mail = Arc::clone(&table.here(worker)?.mail);
+        let asked = table.asked.get(&key) == Some(&Asked::On);
         table.queues.insert(
             key,
             Place {
                 owner: worker,
                 transit: Some(worker),
                 home,
+                helper: None,
+                lends: input.lends(),
                 vitals: Arc::clone(&vitals),
             },
         );
         drop(table);
         send(&mail, Letter::Attach(key, input, vitals));
         self.settled(key, worker);
+        if asked {
+            // Somebody has to find it one.
+            self.shared.bell.ring();
+        }
         Some(worker)
     }
 
@@ -348,7 +399,9 @@ impl Workers {
 
     /// This port does not come back.
     pub fn forget(&self, port: PortRef) {
-        self.table.lock().pins.retain(|key, _| key.port != port);
+        let mut table = self.table.lock();
+        table.pins.retain(|key, _| key.port != port);
+        table.asked.retain(|key, _| key.port != port);
     }
 
     /// Who owns a queue; while it moves, who did last.
@@ -389,6 +442,13 @@ impl Workers {
         let queues = table.queues.iter().map(|(key, place)| QueueSeen {
             key: *key,
             owner: place.owner,
+            asked: table.asked.get(key).copied().unwrap_or_default(),
+            lends: place.lends,
+            helper: place.helper.as_ref().map(|(worker, share)| Helper {
+                worker: *worker,
+                outputs: share.outputs(),
+                busy_ns: share.helper_ns(),
+            }),
             pinned: table.pins.contains_key(key),
             node: place.home.node(),
             vitals: Arc::clone(&place.vitals),
@@ -404,6 +464,8 @@ impl Workers {
             owner,
             transit: None,
             home: Home::Device(None),
+            helper: None,
+            lends: false,
             vitals: Arc::clone(&vitals),
         };
         self.table.lock().queues.insert(key, place);
@@ -429,7 +491,9 @@ impl Workers {
         send(&mail, Letter::Detach(key, reply));
         // A letter that is never read ends with its box, and so does this wait.
         drop(mail);
-        answer.recv().ok().flatten()
+        let input = answer.recv().ok().flatten();
+        self.release_helper(key);
+        input
     }
 
     /// A queue has arrived.
@@ -637,6 +701,13 @@ impl Workers {
 
     /// Ends a worker and waits for it. Queues that it still has end with it.
     fn dismiss(&self, index: usize) {
+        let mut table = self.table.lock();
+        if let Some(entry) = table.workers.get_mut(index).and_then(Option::as_mut) {
+            // No helper and not helped from now on.
+            entry.standing = Standing::Leaving;
+        }
+        drop(table);
+        self.part(index);
         let mut table = self.table.lock();
         let Some(entry) = table.workers.get_mut(index).and_then(Option::take) else {
             return;

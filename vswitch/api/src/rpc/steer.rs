@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::status::WorkerQueue;
-use crate::config::{BusyPoll, Rebalance, ReceiveSteering, Scale};
+use crate::config::{BusyPoll, Rebalance, ReceiveSteering, Scale, Share};
 
 /// Result of `workers`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct WorkerDetail {
     /// Those of them that are on another node than it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub far: Vec<WorkerQueue>,
+    /// The queue of another worker that it helps with: it delivers a part of what that takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helps: Option<WorkerQueue>,
     /// Share of the last measuring interval that it spent on frames, 0 to 1.
     pub busy_share: f64,
     /// Share of that interval that it was awake, 0 to 1.
@@ -68,6 +71,9 @@ pub struct SteerStatus {
     pub rebalance: Rebalance,
     /// How many workers are to be in use.
     pub scale: Scale,
+    /// Whether queues that are more than their workers can do get help.
+    #[serde(default)]
+    pub share: Share,
     /// The numbers of the workers in use.
     pub in_use: Vec<u16>,
     /// Queues moved from worker to worker since the daemon started.
@@ -125,6 +131,15 @@ pub struct SteeredQueue {
     /// Its worker is on another node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub far: bool,
+    /// The worker that delivers a part of them, if one helps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper: Option<u16>,
+    /// To how many outputs (ports, or queues of ports) the helper delivers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helper_outputs: Option<u32>,
+    /// What `steer.share` said of it.
+    #[serde(default, skip_serializing_if = "ShareWish::is_auto")]
+    pub share: ShareWish,
     /// It stays there, because `steer.set` said so.
     pub pinned: bool,
     /// Nanoseconds that workers spent on its frames.
@@ -148,6 +163,42 @@ pub struct SteerSetParams {
     /// The worker that it goes to and stays with. Default: whichever is best, from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<u16>,
+}
+
+/// Parameters of `steer.share`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SteerShareParams {
+    /// The port.
+    pub port: String,
+    /// Its queue pair. Default 0.
+    #[serde(default)]
+    pub queue: u16,
+    /// Whether it is to be shared.
+    pub share: ShareWish,
+}
+
+/// Whether a queue is to be shared with a second worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShareWish {
+    /// When it is worth it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl ShareWish {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "that is how serde asks for it"
+    )]
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 /// Result of `steer.rebalance` and `steer.trace`.
@@ -196,6 +247,10 @@ pub enum SteerAction {
     Filling,
     /// A device sends some of its flows to another of its receive queues.
     Buckets,
+    /// A second worker helps with a queue.
+    Share,
+    /// A queue is its worker's alone again.
+    Alone,
     /// The operator said where a queue stays.
     Pin,
     /// The operator left a queue to the switch again.

@@ -16,6 +16,9 @@
 //! A worker that is not in use *rests*: it owns no queue and sleeps without a timer. A queue that the operator has pinned
 //! is no item for the balancer; its load is taken off its worker's capacity.
 //!
+//! A queue that fills its worker by itself cannot be moved to any avail. It is given a helper where that pays, also one that
+//! rested, and loses it where it does not any longer ([`sharing`]). Meanwhile it does not move, and its helper does not rest.
+//!
 //! # Limits
 //!
 //! 64 workers and 4096 queues are balanced; queues beyond stay where they are. If one is put to use soon after one was sent
@@ -34,16 +37,22 @@ use vswitch_flowtable::balance::{self, Balancer, Item, ItemLoad, Node, Plan, Rea
 use vswitch_flowtable::scale::{self, Scaler};
 
 use super::bell::Ears;
-use super::registry::{MoveError, QueueSeen, Seen, Workers};
+use super::registry::sharing::ShareError;
+use super::registry::{Asked, MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Report, Shared};
 pub use orders::Order;
+use sharing::Sharing;
 use trace::{Decision, Trace, What};
 
+mod helpers;
 mod orders;
 #[cfg(feature = "dpdk")]
 mod reta;
+mod sharing;
 pub mod trace;
 
+/// Why, if nothing was measured.
+const ASKED: &str = "the operator asked for it";
 /// Workers that are looked at.
 const WORKERS: usize = 64;
 /// Queues that are looked at.
@@ -69,9 +78,15 @@ pub struct Duties {
     pub rebalance: bool,
     /// Take workers out of use. Only together with `rebalance`: who cannot move queues cannot empty a worker.
     pub scale: bool,
+    /// Give hot queues helpers. Only together with `rebalance`.
+    pub share: bool,
 }
 
 impl Duties {
+    fn shares(self) -> bool {
+        self.rebalance && self.share
+    }
+
     fn scales(self) -> bool {
         self.rebalance && self.scale
     }
@@ -118,6 +133,16 @@ impl Steward {
     pub fn configure(&self, duties: Duties) {
         let mut brain = self.brain.lock();
         brain.duties = duties;
+        if !duties.shares() {
+            for queue in self.workers.queues() {
+                if queue.asked != Asked::On && self.workers.unshare(queue.key) {
+                    let why = "sharing is switched off";
+                    brain
+                        .trace
+                        .note(SystemTime::now(), What::Alone(queue.key), why);
+                }
+            }
+        }
         if !duties.scales() {
             for worker in self.workers.list() {
                 self.workers.rest(worker.index, false);
@@ -139,24 +164,51 @@ impl Steward {
     pub fn set(&self, key: QueueKey, worker: Option<usize>) -> Result<(), MoveError> {
         let brain = self.brain.lock();
         let now = SystemTime::now();
-        let asked = "the operator asked for it";
         match worker {
             Some(to) => {
                 let from = self.workers.owner(key).ok_or(MoveError::NoQueue)?;
                 if self.workers.move_queue(key, to)? {
                     let queue = key;
-                    brain.trace.note(now, What::Move { queue, from, to }, asked);
+                    brain.trace.note(now, What::Move { queue, from, to }, ASKED);
                 }
                 self.workers.rest(to, false);
                 self.workers.pin(key, true)?;
-                brain.trace.note(now, What::Pin(key, to), asked);
+                brain.trace.note(now, What::Pin(key, to), ASKED);
             }
             None => {
                 self.workers.pin(key, false)?;
-                brain.trace.note(now, What::Release(key), asked);
+                brain.trace.note(now, What::Release(key), ASKED);
             }
         }
         // It may sleep because of what stayed where it was.
+        self.shared.bell.ring();
+        Ok(())
+    }
+
+    /// Has a queue shared with the worker that has most room, or not, from now on, or leaves it to the steward again.
+    ///
+    /// # Errors
+    /// See [`ShareError`]; nothing has changed.
+    pub fn share(&self, key: QueueKey, asked: Asked) -> Result<(), ShareError> {
+        let mut brain = self.brain.lock();
+        self.workers.ask_to_share(key, asked)?;
+        let is_helped = |queue: &QueueSeen| queue.key == key && queue.helper.is_some();
+        let is_shared = self.workers.queues().iter().any(is_helped);
+        let ends = match asked {
+            Asked::On => false,
+            Asked::Off => true,
+            Asked::Auto => !brain.duties.shares(),
+        };
+        if asked == Asked::On && !is_shared {
+            if let Err(error) = brain.find_helper(key, &self.workers) {
+                self.workers.ask_to_share(key, Asked::Auto)?;
+                return Err(error);
+            }
+        } else if ends && self.workers.unshare(key) {
+            let now = SystemTime::now();
+            brain.trace.note(now, What::Alone(key), ASKED);
+        }
+        drop(brain);
         self.shared.bell.ring();
         Ok(())
     }
@@ -194,6 +246,7 @@ impl Steward {
             let asleep = next.within.is_none();
             let mut brain = self.brain.lock();
             let now = Instant::now();
+            brain.find_helpers(&self.workers);
             next = if asleep {
                 // What was measured before is of another time.
                 brain.begin(now, &self.workers);
@@ -251,6 +304,7 @@ struct Brain {
     scaled: Instant,
     busy: [u64; WORKERS],
     calm: Duration,
+    sharing: Sharing,
     #[cfg(feature = "dpdk")]
     retas: reta::Retas,
     shrunk: Option<Instant>,
@@ -265,6 +319,11 @@ struct Brain {
 struct Known {
     item: u16,
     busy_ns: u64,
+    /// Who owned it then, and what its port had received there: frames and bytes.
+    owner: usize,
+    received: (u64, u64),
+    /// Who helped with it then, and what that had taken for it, nanoseconds.
+    helped: Option<(usize, u64)>,
 }
 
 impl Brain {
@@ -281,6 +340,7 @@ impl Brain {
             scaled: now,
             busy: [0; WORKERS],
             calm: CALM_MIN,
+            sharing: Sharing::default(),
             #[cfg(feature = "dpdk")]
             retas: reta::Retas::default(),
             shrunk: None,
@@ -292,7 +352,7 @@ impl Brain {
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
         self.balancer.forget();
-        self.remember(now, &workers.queues());
+        self.remember(now, &workers.queues(), workers);
         #[cfg(feature = "dpdk")]
         self.retas.begin(workers);
         self.remember_busy(now, &workers.list());
@@ -310,8 +370,15 @@ impl Brain {
         queues.iter().map(load).collect()
     }
 
-    /// The same, and measures from now on. A queue keeps its number, because the balancer remembers what it did with it.
-    fn remember(&mut self, now: Instant, queues: &[QueueSeen]) -> Vec<u64> {
+    /// The same, and what was known of them; measures from now on. A queue keeps its number, because the balancer remembers
+    /// what it did with it.
+    fn remember(
+        &mut self,
+        now: Instant,
+        queues: &[QueueSeen],
+        workers: &Workers,
+    ) -> (Vec<u64>, BTreeMap<QueueKey, Known>) {
+        let shares = self.duties.shares();
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
             if let Some(taken) = taken.get_mut(usize::from(old.item)) {
@@ -331,10 +398,22 @@ impl Brain {
                 Some(known) => Some(known.item),
                 None => free.next().map(|(item, _)| item),
             };
-            known.extend(item.map(|item| (queue.key, Known { item, busy_ns })));
+            let seen = |item| Known {
+                item,
+                busy_ns,
+                owner: queue.owner,
+                received: if shares && queue.lends {
+                    workers.received(queue.key, queue.owner)
+                } else {
+                    (0, 0)
+                },
+                helped: queue.helper.map(|helper| (helper.worker, helper.busy_ns)),
+            };
+            known.extend(item.map(|item| (queue.key, seen(item))));
         }
-        (self.queues, self.balanced) = (known.into_iter().collect(), now);
-        loads
+        self.balanced = now;
+        let before = std::mem::replace(&mut self.queues, known.into_iter().collect());
+        (loads, before)
     }
 
     fn remember_busy(&mut self, now: Instant, workers: &[Seen]) {
@@ -402,7 +481,9 @@ impl Brain {
         // Workers that may still be spared are watched until they are.
         let spare =
             self.duties.scales() && in_use > 1 && list.iter().any(|w| !w.resting && !w.pinned);
-        if busy < QUIET && !spare {
+        // A queue that is not hot any more is to lose its helper.
+        let helped = || workers.queues().iter().any(|queue| queue.helper.is_some());
+        if busy < QUIET && !spare && !(self.duties.shares() && helped()) {
             return Next::QUIET;
         }
         let within = self.balancer.period().min(if spare {
@@ -483,6 +564,10 @@ impl Brain {
                 loaded.push((queue.node, load));
             }
         }
+        let helpers: Vec<usize> = queues
+            .iter()
+            .filter_map(|queue| Some(queue.helper?.worker))
+            .collect();
         let look = |worker: &Seen| {
             let loaded = loaded.get(worker.index).map_or(&[][..], Vec::as_slice);
             let pulse = worker.vitals.read();
@@ -495,7 +580,8 @@ impl Brain {
                 standing: pressed && pulse.standing > 0,
                 busy,
                 divisible: loaded.len() > 1,
-                stays: worker.pinned,
+                // Who helps is in use, whatever its own queues do.
+                stays: worker.pinned || helpers.contains(&worker.index),
                 node: worker.node,
                 help: help(worker.node, loaded.iter().copied()),
             }
@@ -510,7 +596,7 @@ impl Brain {
         let (list, queues) = (workers.list(), workers.queues());
         self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
-        let measured = self.remember(now, &queues);
+        let (measured, before) = self.remember(now, &queues, workers);
         let mut by_owner = [0_u64; WORKERS];
         for (queue, load) in queues.iter().zip(&measured) {
             if let Some(sum) = by_owner.get_mut(queue.owner) {
@@ -544,7 +630,14 @@ impl Brain {
             let Some((_, known)) = known.next_if(|(key, _)| **key == queue.key) else {
                 continue;
             };
-            if queue.pinned {
+            if let Some(helper) = queue.helper
+                && let Some(room) = rooms.get_mut(helper.worker)
+            {
+                let since = before.get(&queue.key).and_then(|known| known.helped);
+                let took = helper.busy_ns.saturating_sub(since.map_or(0, |(_, ns)| ns));
+                room.capacity = room.capacity.saturating_sub(took).max(1);
+            }
+            if queue.pinned || queue.helper.is_some() {
                 if let Some(room) = rooms.get_mut(queue.owner) {
                     room.capacity = room.capacity.saturating_sub(load).max(1);
                 }
@@ -573,7 +666,11 @@ impl Brain {
             let loads = reta::Loads::new(loads);
             if self.retas.balance(&loads, &whole, workers, &self.trace) {
                 self.balancer.hurry();
+                return outcome;
             }
+        }
+        if plan.moves.is_empty() && self.duties.shares() {
+            self.share(now, (&list, &queues), &before, elapsed, workers);
         }
         // Last, because it takes time: at the next look.
         workers.look_for_homes(now);
@@ -656,8 +753,7 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
         if let Some(queue) = named(filling.item) {
             let load = filling.load * 100.0;
             let worker = filling.worker.0;
-            let reason =
-                format!("it alone takes {load:.0} % of worker {worker} and cannot be split");
+            let reason = format!("it alone takes {load:.0} % of worker {worker}");
             trace.note(SystemTime::now(), What::Filling(queue), reason);
         }
     }

@@ -8,10 +8,12 @@ use crate::worker::registry::Wanted;
 pub(super) const ALL: Duties = Duties {
     rebalance: true,
     scale: true,
+    share: true,
 };
 const NONE: Duties = Duties {
     rebalance: false,
     scale: false,
+    share: false,
 };
 
 /// Workers on cores that do not exist: the threads run unpinned, which is all the same here.

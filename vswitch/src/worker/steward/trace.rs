@@ -39,6 +39,10 @@ pub enum What {
         /// How many.
         count: u16,
     },
+    /// A queue's owner is helped by this worker.
+    Share(QueueKey, usize),
+    /// A queue's owner does without its helper.
+    Alone(QueueKey),
     /// The operator said where a queue stays.
     Pin(QueueKey, usize),
     /// The operator left a queue to the steward again.

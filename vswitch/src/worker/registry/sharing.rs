@@ -1,0 +1,169 @@
+//! Who helps whom with which queue.
+
+use std::sync::{Arc, mpsc};
+
+use super::{Asked, Place, Workers, send};
+use crate::forward::share::Share;
+use crate::worker::{Letter, QueueKey};
+
+/// Why a queue is not shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ShareError {
+    /// There is none of this name, or it has just gone.
+    #[error("nobody takes frames from this queue")]
+    NoQueue,
+    /// There is no such worker, or it is about to leave, or it owns the queue.
+    #[error("there is no other worker")]
+    NoWorker,
+    /// One of the two workers helps already, or is helped.
+    #[error("its worker, or the other one, helps already or is helped")]
+    Engaged,
+    /// Only bursts of guests' split rings can be lent out.
+    #[error("only queues of guests with split rings can be shared")]
+    Unfit,
+}
+
+impl Workers {
+    /// Has a worker help with a queue, when that has arrived where it goes, from now on, until one of the two leaves, the queue moves or goes, or
+    /// [`unshare`](Self::unshare).
+    ///
+    /// # Errors
+    /// See [`ShareError`]; nothing has changed.
+    pub fn share(&self, key: QueueKey, helper: usize) -> Result<(), ShareError> {
+        let mut table = self.table.lock();
+        let owner = loop {
+            let place = table.queues.get(&key).ok_or(ShareError::NoQueue)?;
+            if !place.lends {
+                return Err(ShareError::Unfit);
+            }
+            if place.transit.is_none() {
+                break place.owner;
+            }
+            self.arrived.wait(&mut table);
+        };
+        let helps = table.here(helper).ok_or(ShareError::NoWorker)?;
+        let helps = Arc::clone(&helps.mail);
+        if owner == helper {
+            return Err(ShareError::NoWorker);
+        }
+        // Nobody waits for one who waits: a helper has no helper.
+        let engaged = |worker| {
+            let mut shared = table.queues.values().filter(|p| p.helper.is_some());
+            shared.any(|p| p.owner == worker || p.is_helped_by(worker))
+        };
+        if engaged(owner) || engaged(helper) {
+            return Err(ShareError::Engaged);
+        }
+        let owns = table.here(owner).ok_or(ShareError::NoWorker)?;
+        let owns = Arc::clone(&owns.mail);
+        // Not to keep the box alive: letters that are never read end with it.
+        let bell = Arc::downgrade(&helps);
+        let share = Arc::new(Share::new(move || {
+            if let Some(mail) = bell.upgrade() {
+                mail.ring();
+            }
+        }));
+        if let Some(place) = table.queues.get_mut(&key) {
+            // As if on its way to where it is: nobody moves it, and neither of the two ends before it is done.
+            place.transit = Some(owner);
+            place.helper = Some((helper, Arc::clone(&share)));
+        }
+        table.set_resting(helper, false);
+        drop(table);
+        send(&helps, Letter::Help(Some(Arc::clone(&share))));
+        drop(helps);
+        let (reply, answer) = mpsc::sync_channel(1);
+        send(&owns, Letter::Share(key, share, reply));
+        drop(owns);
+        let is_shared = answer.recv().unwrap_or(false);
+        if !is_shared {
+            self.release_helper(key);
+        }
+        self.settled(key, owner);
+        is_shared.then_some(()).ok_or(ShareError::Unfit)
+    }
+
+    /// Has a queue served by its owner alone; true if it was not. When this returns the guest has back what was out.
+    pub fn unshare(&self, key: QueueKey) -> bool {
+        let mut table = self.table.lock();
+        let owner = loop {
+            match table.queues.get_mut(&key) {
+                Some(Place { helper: None, .. }) | None => return false,
+                Some(place) if place.transit.is_none() => {
+                    place.transit = Some(place.owner);
+                    break place.owner;
+                }
+                Some(_) => self.arrived.wait(&mut table),
+            }
+        };
+        let entry = table.workers.get(owner).and_then(Option::as_ref);
+        let owns = entry.map(|entry| Arc::clone(&entry.mail));
+        drop(table);
+        if let Some(owns) = owns {
+            let (reply, answer) = mpsc::sync_channel(1);
+            send(&owns, Letter::Alone(key, reply));
+            drop(owns);
+            // It has ended if there is no answer, and then it had given everything back.
+            let _ = answer.recv();
+        }
+        self.release_helper(key);
+        self.settled(key, owner);
+        true
+    }
+
+    /// Says whether a queue is to have a helper. That holds until its port is [forgotten](Self::forget), also while the queue
+    /// is away. Nothing is done about it here.
+    ///
+    /// # Errors
+    /// There is no such queue, or it cannot be shared.
+    pub fn ask_to_share(&self, key: QueueKey, asked: Asked) -> Result<(), ShareError> {
+        let mut table = self.table.lock();
+        let lends = table.queues.get(&key).map(|place| place.lends);
+        match (asked, lends) {
+            (Asked::Auto, _) => {
+                let was = table.asked.remove(&key);
+                was.map(drop).or(lends.map(drop)).ok_or(ShareError::NoQueue)
+            }
+            (Asked::On | Asked::Off, None) => Err(ShareError::NoQueue),
+            (Asked::On, Some(false)) => Err(ShareError::Unfit),
+            (Asked::On | Asked::Off, Some(_)) => {
+                table.asked.insert(key, asked);
+                Ok(())
+            }
+        }
+    }
+
+    /// Frames and bytes that a port has received at a worker.
+    pub fn received(&self, key: QueueKey, worker: usize) -> (u64, u64) {
+        let snapshot = self.shared.snapshot.load();
+        let port = snapshot.live(key.port);
+        let counters = port.and_then(|port| port.counters.get(worker));
+        counters.map_or((0, 0), |c| (c.received.get(), c.received_bytes.get()))
+    }
+
+    /// Queues in whose sharing a worker has a part end it.
+    pub(super) fn part(&self, worker: usize) {
+        loop {
+            let table = self.table.lock();
+            let mut shared = table.queues.iter().filter(|(_, p)| p.helper.is_some());
+            let own = shared.find(|(_, p)| p.owner == worker || p.is_helped_by(worker));
+            let Some((&key, _)) = own else {
+                return;
+            };
+            drop(table);
+            self.unshare(key);
+        }
+    }
+
+    /// The owner is done with its helper, if it had one.
+    pub(super) fn release_helper(&self, key: QueueKey) {
+        let mut table = self.table.lock();
+        let helper = table.queues.get_mut(&key).and_then(|p| p.helper.take());
+        let entry = helper.and_then(|(helper, _)| table.workers.get(helper)?.as_ref());
+        let mail = entry.map(|entry| Arc::clone(&entry.mail));
+        drop(table);
+        if let Some(mail) = mail {
+            send(&mail, Letter::Help(None));
+        }
+    }
+}
