@@ -60,6 +60,8 @@ pub mod limits {
     pub const COALESCE_USECS: RangeInclusive<u32> = 0..=10_000;
     /// Frames after which there is an interrupt.
     pub const COALESCE_FRAMES: RangeInclusive<u32> = 1..=1024;
+    /// Microseconds for which a worker sleeps between looks at rings that fill slowly; 0 means that it does not.
+    pub const MAX_SLEEP_USECS: RangeInclusive<u32> = 0..=1000;
     /// Percent of a CPU.
     pub const CPU_PERCENT: RangeInclusive<u32> = 1..=100;
     /// Queues of a DPDK port.
@@ -80,6 +82,7 @@ pub mod limits {
             "ring-size" => both(&RING_SIZE),
             "rx-usecs" | "tx-usecs" | "max-delay-usecs" => both(&COALESCE_USECS),
             "rx-frames" | "tx-frames" => both(&COALESCE_FRAMES),
+            "max-sleep-usecs" => both(&MAX_SLEEP_USECS),
             "cpu-percent" => both(&CPU_PERCENT),
             "queues" => both(&DPDK_QUEUES),
             "memory" => both(&DPDK_MEMORY),
@@ -161,6 +164,7 @@ impl Config {
             self.workers.push(Worker {
                 core,
                 busy_poll: BusyPoll::default(),
+                max_sleep_usecs: 0,
             });
         }
         if let Some(only) = self.only_bridge().map(str::to_owned) {
@@ -207,6 +211,10 @@ pub struct Worker {
     /// What it does when there is nothing to do. Default `adaptive`.
     #[serde(default)]
     pub busy_poll: BusyPoll,
+    /// How long it may sleep at a time, in microseconds, where frames are few but steady, so that it finds several at once;
+    /// only with `adaptive`. Default 0: not at all.
+    #[serde(default)]
+    pub max_sleep_usecs: u32,
 }
 
 /// What a worker does when there is nothing to do.

@@ -8,7 +8,8 @@
 //!
 //! A turn polls every owned queue for one burst and forwards it ([`turn`](Worker::turn)). When turns stay empty the
 //! worker spins for a while ([`idle`]), then asks every ring for a kick, and every NIC that has one for an interrupt, looks
-//! again, and sleeps in epoll. NICs without are looked at by a timer.
+//! again, and sleeps in epoll. NICs without are looked at by a timer. If it may, it [naps](nap) where frames are few but
+//! steady.
 //!
 //! - [`registry`]: which workers there are and who owns which queue; workers come, go and change while frames pass
 //! - [`vitals`]: what workers tell about themselves; a busy one looks at its queues once per [`LOOK`]
@@ -23,6 +24,7 @@ pub mod bell;
 #[cfg(feature = "dpdk")]
 mod gate;
 pub mod idle;
+mod nap;
 pub mod node;
 mod queues;
 pub mod registry;
@@ -31,6 +33,7 @@ pub mod steward;
 pub mod vitals;
 
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, mpsc};
 use std::thread;
@@ -49,8 +52,10 @@ use crate::mailbox::Mailbox;
 use bell::{Bell, Ears};
 pub use idle::BusyPoll;
 use idle::{Idle, Poller};
+use nap::Naps;
 use queues::Queues;
 pub use queues::{Input, QueueKey, Steps, serve};
+use registry::Wanted;
 pub use registry::Workers;
 use vitals::{QueueVitals, Vitals};
 
@@ -83,7 +88,7 @@ enum Letter {
     /// Run on this core from now on.
     Pin(u32),
     /// Do this when idle from now on.
-    BusyPoll(BusyPoll),
+    Idle(BusyPoll, Duration),
     /// End.
     Stop,
 }
@@ -141,6 +146,7 @@ struct Worker {
     scratch: TxScratch,
     queues: Queues,
     idle: Idle,
+    naps: Naps,
     mail: Arc<Mailbox<Letter>>,
     vitals: Arc<Vitals>,
     look: Look,
@@ -163,19 +169,20 @@ impl Worker {
     /// No descriptor to sleep on.
     fn new(
         index: usize,
-        (core, busy_poll): (u32, BusyPoll),
+        wanted: Wanted,
         shared: &Arc<Shared>,
         mail: &Arc<Mailbox<Letter>>,
         vitals: &Arc<Vitals>,
     ) -> io::Result<Self> {
         vitals.parked(true);
         Ok(Worker {
-            core,
+            core: wanted.core,
             shared: Arc::clone(shared),
             forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
             scratch: TxScratch::new(),
             queues: Queues::new(Poller::new(mail)?),
-            idle: Idle::new(busy_poll),
+            idle: Idle::new(wanted.busy_poll),
+            naps: naps(wanted.busy_poll, wanted.max_sleep),
             mail: Arc::clone(mail),
             vitals: Arc::clone(vitals),
             look: Look {
@@ -190,6 +197,7 @@ impl Worker {
     /// The worker's life.
     fn run(mut self) {
         self.pin();
+        self.sleep_exactly();
         let shared = Arc::clone(&self.shared);
         let mut cache = arc_swap::Cache::new(&shared.snapshot);
         let mut adopted: Option<Arc<Snapshot>> = None;
@@ -215,11 +223,15 @@ impl Worker {
             self.account(worked, before, clock);
             // Without queues there is nothing to poll for, whatever it does when idle.
             let parked = self.queues.is_empty();
+            if !worked && !parked && self.naps.are_allowed() && self.nap(snapshot, &mut clock) {
+                continue;
+            }
             if (parked || self.idle.should_sleep(worked, clock))
                 && self.holds_nothing(parked, snapshot, clock)
                 && self.sleep(snapshot, &mut clock)
             {
                 let woken = Instant::now();
+                self.naps.slept(woken.duration_since(clock));
                 self.queues.refresh(woken);
                 self.idle.woke(woken.duration_since(clock), woken);
                 clock = woken;
@@ -260,6 +272,28 @@ impl Worker {
         quiet
     }
 
+    /// After a turn that found nothing: sleeps for a moment if that is what to do, so that the next one finds more.
+    fn nap(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
+        if self.naps.is_over(*clock) {
+            self.naps.close(*clock, self.queues.inflows());
+        }
+        let length = self.naps.length();
+        let goes = !length.is_zero()
+            && self.queues.may_nap()
+            && self.holds_nothing(false, snapshot, *clock)
+            && !self.mail.has_mail()
+            && self.naps.begin(self.queues.filled(), *clock);
+        if goes {
+            self.look.standing = 0;
+            self.vitals.naps();
+            self.queues.nap(length);
+            self.vitals.wakes();
+            *clock = Instant::now();
+            self.queues.refresh(*clock);
+        }
+        goes
+    }
+
     /// Polls once more if there are NICs that have just been asked for interrupts: what came before does not wake. True if
     /// there was anything.
     fn last_look(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
@@ -291,7 +325,11 @@ impl Worker {
                     self.core = core;
                     self.pin();
                 }
-                Letter::BusyPoll(mode) => self.idle.set_mode(mode),
+                Letter::Idle(mode, max_sleep) => {
+                    self.idle.set_mode(mode);
+                    self.naps = naps(mode, max_sleep);
+                    self.sleep_exactly();
+                }
                 Letter::Stop => return false,
             }
         }
@@ -305,6 +343,7 @@ impl Worker {
         self.vitals.turn(worked, spent.as_nanos() as u64);
         if worked {
             self.look.busy += spent;
+            self.naps.worked(spent);
             if now.duration_since(self.look.last) >= LOOK {
                 self.look(now);
             }
@@ -337,6 +376,15 @@ impl Worker {
         }
     }
 
+    /// The kernel may let a thread sleep 50 us longer than it asks for, unless told otherwise.
+    fn sleep_exactly(&self) {
+        let slack = NonZeroU64::MIN;
+        let slack = self.naps.are_allowed().then_some(slack);
+        if let Err(error) = rustix::thread::set_current_timer_slack(slack) {
+            tracing::warn!(core = self.core, %error, "the worker may sleep longer than it is to");
+        }
+    }
+
     fn pin(&self) {
         let mut cores = CpuSet::new();
         cores.set(self.core as usize);
@@ -344,4 +392,11 @@ impl Worker {
             tracing::warn!(core = self.core, %error, "the worker could not be pinned to its core");
         }
     }
+}
+
+/// Only a worker that polls, and may sleep, naps.
+fn naps(mode: BusyPoll, max_sleep: Duration) -> Naps {
+    let adaptive = mode == BusyPoll::Adaptive;
+    let longest = if adaptive { max_sleep } else { Duration::ZERO };
+    Naps::new(longest, Instant::now())
 }
