@@ -8,7 +8,7 @@
 //!
 //! A turn polls every owned queue for one burst and forwards it ([`turn`](Worker::turn)). When turns stay empty the
 //! worker spins for a while ([`idle`]), then asks every ring for a kick, and every NIC that has one for an interrupt, looks
-//! again, and sleeps in epoll. NICs without are looked at by a timer. If it may, it [naps](nap) where frames are few but
+//! again, and sleeps in epoll. NICs without are looked at by a timer. If it may, it naps (`nap`) where frames are few but
 //! steady.
 //!
 //! - [`registry`]: which workers there are and who owns which queue; workers come, go and change while frames pass
