@@ -38,7 +38,8 @@ pub struct Options {
     pub peers: Vec<Peer>,
     /// Only these cases, separated by commas: frame sizes (64B, 1500B, ...) and, where an experiment has
     /// them, imix, flows, macs, directions, touch, packed, disjoint, all, hot; in `interrupts` poisson, on-off,
-    /// requests, mixed, flood; in `affinity` latency, order, churn [default: all].
+    /// requests, mixed, flood; in `affinity` latency, order, churn; in `idle` silent,
+    /// first, full, parts, requests [default: all].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cases: Vec<String>,
     /// How long `ndr` offers 90 % of the rate without loss, in seconds [default: 10; with --quick: 2].

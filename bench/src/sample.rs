@@ -39,12 +39,15 @@ pub enum Detail {
     Rate(Counted),
     /// Frames offered at a rate, without looking at the time they take.
     Offered(Paced),
-    /// The same, and the processor time that the contestant took for it.
+    /// What was offered, and the processor time that the contestant took for it.
     Used {
         /// What was offered.
         paced: Paced,
         /// What its threads used.
         cpu: CpuUse,
+        /// How long frames took, if that was measured: nanoseconds, as the upper end of a bucket and how often.
+        #[serde(serialize_with = "buckets")]
+        histogram: Histogram,
     },
     /// Times that frames were on their way.
     Latency {
@@ -117,7 +120,7 @@ impl Sample {
     /// The latencies, if they were taken.
     pub fn histogram(&self) -> Option<&Histogram> {
         match &self.detail {
-            Detail::Latency { histogram, .. } => Some(histogram),
+            Detail::Latency { histogram, .. } | Detail::Used { histogram, .. } => Some(histogram),
             Detail::Interrupted { seen, .. } => Some(seen.waited_for()),
             _ => None,
         }

@@ -24,6 +24,8 @@ pub struct Ratio {
     /// The smallest and the largest ratio of two samples of the same round, if there is a round in
     /// which both count.
     pub spread: Option<(f64, f64)>,
+    /// Their median: what drifts from round to round is not in it.
+    pub paired: Option<f64>,
 }
 
 impl Summary {
@@ -64,9 +66,11 @@ impl Ratio {
             let same = theirs.iter().find(|(other, _)| other == round)?;
             (same.1 > 0.0).then(|| value / same.1)
         });
+        let pairs = Summary::of(pairs);
         (their > 0.0).then(|| Self {
             of_figures: our / their,
-            spread: Summary::of(pairs).map(|pairs| (pairs.min, pairs.max)),
+            spread: pairs.map(|pairs| (pairs.min, pairs.max)),
+            paired: pairs.map(|pairs| pairs.figure),
         })
     }
 }
@@ -97,7 +101,8 @@ mod tests {
             ratio,
             Ratio {
                 of_figures: 4.0,
-                spread: Some((1.0, 4.0))
+                spread: Some((1.0, 4.0)),
+                paired: Some(2.5),
             }
         );
         let other_round = Ratio::of((20.0, &ours), (1.0, &[(9, 1.0)])).unwrap();

@@ -1,7 +1,7 @@
 //! Workers come, go, change cores and are changed while guests exchange traffic: no frame is lost, none is reordered.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vswitch_api::rpc::{
     NoParams, SteerAction, SteerSetParams, SteerStatus, WorkerState, WorkerStatus, code, methods,
@@ -19,6 +19,7 @@ cases!("workers":
     the_operator_moves_queues_under_traffic,
     load_is_evened_out,
     workers_rest_and_come_back,
+    steady_frames_are_napped_through,
     a_pinned_queue_keeps_its_worker_and_no_other,
     a_guest_that_does_not_read_holds_up_its_own_bridge_at_most,
 );
@@ -166,6 +167,62 @@ fn totals_never_fall(dir: &RunDir) -> Result<()> {
         check!(
             got == 100 && counted == sent,
             "{sent} frames were sent, {got} of the last 100 came, and {counted} are counted"
+        );
+    }
+    net.close_books()
+}
+
+/// Sends single frames one after the other, a moment between them, and takes what arrives; all of them do.
+fn send_steadily(net: &mut Net<'_>, count: u32) -> Result<()> {
+    let (dst, src) = (net.vm(2).mac(), net.vm(1).mac());
+    let (mut sent, mut got, start) = (0, 0, Instant::now());
+    while got < count && start.elapsed() < SOON {
+        if sent < count && sent - got < 64 {
+            net.vm(1).send(&numbered(dst, src, sent))?;
+            sent += 1;
+        }
+        let moment = Instant::now();
+        while moment.elapsed() < Duration::from_micros(10) {
+            std::hint::spin_loop();
+        }
+        got += net.vm(2).recv_all(Duration::ZERO, usize::MAX)?.len() as u32;
+    }
+    check!(got == count, "of {count} frames {got} arrived");
+    Ok(())
+}
+
+/// A worker sleeps for moments where it may, from the moment on that it may, and until it no longer may; no frame is lost.
+fn steady_frames_are_napped_through(dir: &RunDir) -> Result<()> {
+    let [core, _] = two_cores()?;
+    let ports = ports(2);
+    let config = |more: &str| with_workers(&format!("[{{ core: {core}{more} }}]"), &ports);
+    let mut net = Net::new(dir, &config(""), 2)?;
+    net.introduce()?;
+    let worker = |net: &Net<'_>| -> Result<(u64, u64)> {
+        let workers = net.switch.call::<methods::Workers>(&NoParams {})?.workers;
+        let of = workers.first().map(|w| (w.max_sleep_ns, w.naps));
+        of.ok_or_else(|| Error::Failed("there is no worker".into()))
+    };
+    send_steadily(&mut net, 500)?;
+    check!(worker(&net)? == (0, 0), "it napped without leave");
+    for _ in 0..2 {
+        let (_, before) = worker(&net)?;
+        apply(&net.switch, dir, &config(", max-sleep-usecs: 50"))?;
+        let start = Instant::now();
+        while worker(&net)?.1 == before && start.elapsed() < SOON {
+            send_steadily(&mut net, 200)?;
+        }
+        let (length, naps) = worker(&net)?;
+        check!(length == 50_000, "it may sleep for {length} ns");
+        check!(naps > before, "it may nap, and did not");
+        apply(&net.switch, dir, &config(""))?;
+        // What was applied is read between two turns, of which these frames take many.
+        send_steadily(&mut net, 200)?;
+        let (length, before) = worker(&net)?;
+        send_steadily(&mut net, 500)?;
+        check!(
+            (length, worker(&net)?.1) == (0, before),
+            "it naps on without leave"
         );
     }
     net.close_books()

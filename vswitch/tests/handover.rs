@@ -102,6 +102,7 @@ fn wanted(count: usize) -> Vec<Wanted> {
     let each = |n| Wanted {
         core: n as u32,
         busy_poll: BusyPoll::Never,
+        max_sleep: Duration::ZERO,
     };
     (0..count).map(each).collect()
 }

@@ -211,7 +211,11 @@ impl World {
     fn new(guests: &mut [Guest], coalesce: Coalesce, busy_poll: BusyPoll) -> Self {
         let bridge = Bridge::new(guests, coalesce);
         let shared = Arc::clone(&bridge.shared);
-        let wanted = [0, 1].map(|core| Wanted { core, busy_poll });
+        let wanted = [0, 1].map(|core| Wanted {
+            core,
+            busy_poll,
+            max_sleep: Duration::ZERO,
+        });
         let workers = Workers::start(&wanted, &shared).unwrap();
         let key = QueueKey {
             port: at(0),
@@ -396,6 +400,7 @@ fn workers_that_share_come_and_go() {
         let on = |core| Wanted {
             core,
             busy_poll: BusyPoll::Never,
+            max_sleep: Duration::ZERO,
         };
         let change = |wanted: &[Wanted]| workers.commit(workers.prepare(wanted).unwrap());
         for round in 0..6 {
@@ -546,6 +551,7 @@ fn workers_that_share_can_be_dismissed() {
         let wanted = [0, 1].map(|core| Wanted {
             core,
             busy_poll: BusyPoll::Adaptive,
+            max_sleep: Duration::ZERO,
         });
         let workers = Workers::start(&wanted, &shared).unwrap();
         let key = QueueKey {

@@ -34,6 +34,10 @@ pub enum Idle {
     Polls,
     /// Sleeps at once.
     Sleeps,
+    /// As by default, and for 50 us where frames are few but steady.
+    Naps,
+    /// The same for 200 us.
+    LongNaps,
 }
 
 /// Who is to be started.
@@ -148,6 +152,8 @@ impl Idle {
             Self::Adaptive => "vswitch",
             Self::Polls => "vswitch-poll",
             Self::Sleeps => "vswitch-never",
+            Self::Naps => "vswitch-nap50",
+            Self::LongNaps => "vswitch-nap200",
         }
     }
 
@@ -157,6 +163,8 @@ impl Idle {
             Self::Adaptive => "busy-poll adaptive (default)",
             Self::Polls => "busy-poll always",
             Self::Sleeps => "busy-poll never",
+            Self::Naps => "busy-poll adaptive, max-sleep-usecs 50",
+            Self::LongNaps => "busy-poll adaptive, max-sleep-usecs 200",
         }
     }
 
@@ -166,6 +174,8 @@ impl Idle {
             Self::Adaptive => "adaptive",
             Self::Polls => "always",
             Self::Sleeps => "never",
+            Self::Naps => "adaptive, max-sleep-usecs: 50",
+            Self::LongNaps => "adaptive, max-sleep-usecs: 200",
         }
     }
 }

@@ -111,6 +111,7 @@ impl Config {
             self.workers.push(Worker {
                 core,
                 busy_poll: BusyPoll::default(),
+                max_sleep_usecs: 0,
             });
         }
         if let Some(only) = self.only_bridge().map(str::to_owned) {
@@ -157,6 +158,10 @@ pub struct Worker {
     /// What it does when there is nothing to do. Default `adaptive`.
     #[serde(default)]
     pub busy_poll: BusyPoll,
+    /// How long it may sleep at a time, in microseconds, where frames are few but steady, so that it finds several at once;
+    /// only with `adaptive`. Default 0: not at all.
+    #[serde(default)]
+    pub max_sleep_usecs: u32,
 }
 
 /// What a worker does when there is nothing to do.

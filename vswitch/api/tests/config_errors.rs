@@ -116,7 +116,7 @@ ports:
   vm6: { vhost-user: { socket: /run/6.sock, coalesce: { rx-usecs: 5000000000 } } }
 ";
     cores_and_ranges: "\
-workers: [{ core: 1 }, { core: 1 }, { core: 64 }, { core: 1024 }, { core: 4294967296 }]
+workers: [{ core: 1 }, { core: 1 }, { core: 64 }, { core: 1024 }, { core: 2, max-sleep-usecs: 1001 }, { core: 3, busy-poll: always, max-sleep-usecs: 50 }, { core: 4294967296 }]
 bridges:
   br0: { mtu: 9217, mac-ageing: 5, mac-table-limit: 1 }
   br1: { mtu: 67 }

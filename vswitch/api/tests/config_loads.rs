@@ -26,7 +26,7 @@ const FULL: &str = r#"
 control: { socket: /run/vswitch/control.sock, owner: "root:vswitch", permissions: 0600 }
 workers:
   - { core: 1, busy-poll: always }
-  - core: 0
+  - { core: 0, max-sleep-usecs: 50 }
 log: { level: debug }
 dpdk: { memory: 128, hugepages: true, extra-args: ["--log-level=7"] }
 bridges:
@@ -74,6 +74,8 @@ fn everything_is_read() {
         (config.workers[1].core, config.workers[1].busy_poll),
         (0, BusyPoll::Adaptive)
     );
+    let max_sleep = config.workers.iter().map(|w| w.max_sleep_usecs);
+    assert_eq!(max_sleep.collect::<Vec<_>>(), [0, 50]);
     assert_eq!(config.log.level, LogLevel::Debug);
     assert_eq!((config.dpdk.memory, config.dpdk.hugepages), (128, true));
     assert_eq!(

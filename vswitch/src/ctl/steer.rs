@@ -23,6 +23,7 @@ pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
         ">DELAY P99",
         ">MAX",
         ">WAKES",
+        ">NAPS",
         ">IN",
         ">OUT",
         "TAKES FROM",
@@ -58,6 +59,10 @@ pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
             delay(worker.delay_p99_ns),
             delay(worker.delay_max_ns),
             grouped(worker.wakes),
+            match worker.max_sleep_ns {
+                0 => "-".into(),
+                _ => grouped(worker.naps),
+            },
             grouped(worker.moved_in),
             grouped(worker.moved_out),
             or_dash(&queues.join(" ")),
@@ -314,6 +319,7 @@ mod tests {
             core: u32::from(index) + 2,
             node: 0,
             busy_poll: BusyPoll::Adaptive,
+            max_sleep_ns: 0,
             state,
             queues: Vec::new(),
             far: Vec::new(),
@@ -324,6 +330,7 @@ mod tests {
             delay_p99_ns: 0,
             delay_max_ns: 0,
             wakes: 1,
+            naps: 0,
             moved_in: 0,
             moved_out: 3,
         }
@@ -340,6 +347,8 @@ mod tests {
             delay_p99_ns: 16_000,
             delay_max_ns: 2_345_678,
             wakes: 12_345,
+            naps: 54_321,
+            max_sleep_ns: 50_000,
             moved_in: 2,
             ..worker(0, WorkerState::Polling)
         };

@@ -65,6 +65,7 @@ fn detail(switch: &Switch, worker: &Seen, queues: &[QueueSeen]) -> WorkerDetail 
         core: worker.wanted.core,
         node: worker.node.0,
         busy_poll: busy_poll(worker.wanted.busy_poll),
+        max_sleep_ns: ns(worker.wanted.max_sleep),
         state: match (pulse.parked, pulse.asleep) {
             (true, _) => WorkerState::Parked,
             (false, true) => WorkerState::Asleep,
@@ -79,6 +80,7 @@ fn detail(switch: &Switch, worker: &Seen, queues: &[QueueSeen]) -> WorkerDetail 
         delay_p99_ns: ns(pulse.delay_p99),
         delay_max_ns: ns(pulse.delay_max),
         wakes: pulse.sleeps,
+        naps: pulse.naps,
         moved_in: pulse.moved_in,
         moved_out: pulse.moved_out,
     }

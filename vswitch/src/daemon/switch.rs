@@ -674,6 +674,7 @@ pub(super) fn wanted_workers(config: &Config) -> Vec<Wanted> {
         .map(|w| Wanted {
             core: w.core,
             busy_poll: busy_poll(w.busy_poll),
+            max_sleep: Duration::from_micros(w.max_sleep_usecs.into()),
         })
         .collect()
 }

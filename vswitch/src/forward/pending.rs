@@ -150,8 +150,10 @@ impl Pending {
         self.settle(snapshot, now, Which::All);
     }
 
-    /// Leaves nothing held back by the adaptive rule, which weighs what calls cost: staying awake for one costs more.
+    /// Leaves nothing held back by the adaptive rule, which weighs what calls cost: staying awake for one costs more. Who
+    /// sleeps does not see when a guest moves.
     pub fn yield_calls(&mut self, snapshot: &Snapshot, now: u64) {
+        self.watch = None;
         if self.holds() {
             self.settle(snapshot, now, Which::Adaptive);
         }

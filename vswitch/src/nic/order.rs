@@ -175,6 +175,7 @@ impl World {
         let wanted = [0, 1].map(|core| Wanted {
             core,
             busy_poll: BusyPoll::Adaptive,
+            max_sleep: Duration::ZERO,
         });
         let workers = Workers::start(&wanted, &shared).unwrap();
         for (queue, rx) in (0..).zip(source.rx) {

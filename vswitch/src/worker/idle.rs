@@ -8,8 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// Shortest time a worker polls before it sleeps.
 pub const SPIN_MIN: Duration = Duration::from_micros(2);
@@ -158,10 +158,19 @@ impl Poller {
             tv_sec: d.as_secs() as i64,
             tv_nsec: i64::from(d.subsec_nanos()),
         });
-        // Which queue it was does not matter: all are polled. An interrupted wait is a needless turn, nothing more.
-        let mut events = [MaybeUninit::uninit(); 16];
-        epoll::wait(&self.epoll, &mut events, at_most.as_ref())
-            .is_ok_and(|(seen, _)| !seen.is_empty())
+        // An interrupted wait is a needless turn, nothing more.
+        let wait = |timeout: Option<&Timespec>| {
+            // Which queue it was does not matter: all are polled.
+            let mut events = [MaybeUninit::uninit(); 16];
+            epoll::wait(&self.epoll, &mut events, timeout).is_ok_and(|(seen, _)| !seen.is_empty())
+        };
+        if at_most.is_none() {
+            return wait(None);
+        }
+        // `epoll_wait` counts in milliseconds, and these are fractions of one; `ppoll` takes nanoseconds.
+        let mut epoll = [PollFd::new(&self.epoll, PollFlags::IN)];
+        let ready = rustix::event::poll(&mut epoll, at_most.as_ref());
+        ready.is_ok_and(|ready| ready > 0) && wait(Some(&Timespec::default()))
     }
 }
 
@@ -209,6 +218,20 @@ mod tests {
                 "and only once"
             );
         }
+    }
+
+    #[test]
+    fn a_wait_may_be_shorter_than_a_millisecond() {
+        let nobody = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+        let poller = Poller::new(&nobody).unwrap();
+        let took = (0..1000).map(|_| {
+            let before = Instant::now();
+            assert!(!poller.wait(Some(Duration::from_micros(100))));
+            before.elapsed()
+        });
+        // On a busy machine most of them take longer.
+        let soon = { took }.find(|took| *took < Duration::from_micros(900));
+        assert!(soon.is_some_and(|took| took >= Duration::from_micros(100)));
     }
 
     #[test]

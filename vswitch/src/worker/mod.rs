@@ -8,7 +8,8 @@
 //!
 //! A turn polls every owned queue for one burst and forwards it ([`turn`](Worker::turn)). When turns stay empty the
 //! worker spins for a while ([`idle`]), then asks every ring for a kick, and every NIC that has one for an interrupt, looks
-//! again, and sleeps in epoll. NICs without are looked at by a timer.
+//! again, and sleeps in epoll. NICs without are looked at by a timer. If it may, it naps (`nap`) where frames are few but
+//! steady.
 //!
 //! A queue that is hotter than its worker's core can be [shared](crate::forward::share): another worker writes part of what
 //! its owner takes. Who helps has no helper, and is not helped with.
@@ -26,6 +27,7 @@ pub mod bell;
 #[cfg(feature = "dpdk")]
 mod gate;
 pub mod idle;
+mod nap;
 pub mod node;
 mod queues;
 pub mod registry;
@@ -34,6 +36,7 @@ pub mod steward;
 pub mod vitals;
 
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, mpsc};
 use std::thread;
@@ -53,8 +56,10 @@ use crate::mailbox::Mailbox;
 use bell::{Bell, Ears};
 pub use idle::BusyPoll;
 use idle::{Idle, Poller};
+use nap::Naps;
 use queues::Queues;
 pub use queues::{Input, QueueKey, Steps, serve};
+use registry::Wanted;
 pub use registry::Workers;
 use vitals::{QueueVitals, Vitals};
 
@@ -93,7 +98,7 @@ enum Letter {
     /// Run on this core from now on.
     Pin(u32),
     /// Do this when idle from now on.
-    BusyPoll(BusyPoll),
+    Idle(BusyPoll, Duration),
     /// End.
     Stop,
 }
@@ -155,6 +160,7 @@ struct Worker {
     /// Another's queue that it helps with.
     helping: Option<Arc<Share>>,
     idle: Idle,
+    naps: Naps,
     mail: Arc<Mailbox<Letter>>,
     vitals: Arc<Vitals>,
     look: Look,
@@ -177,20 +183,21 @@ impl Worker {
     /// No descriptor to sleep on.
     fn new(
         index: usize,
-        (core, busy_poll): (u32, BusyPoll),
+        wanted: Wanted,
         shared: &Arc<Shared>,
         mail: &Arc<Mailbox<Letter>>,
         vitals: &Arc<Vitals>,
     ) -> io::Result<Self> {
         vitals.parked(true);
         Ok(Worker {
-            core,
+            core: wanted.core,
             shared: Arc::clone(shared),
             forwarder: Forwarder::new(index, Arc::clone(&shared.learn)),
             scratch: TxScratch::new(),
             queues: Queues::new(Poller::new(mail)?),
             helping: None,
-            idle: Idle::new(busy_poll),
+            idle: Idle::new(wanted.busy_poll),
+            naps: naps(wanted.busy_poll, wanted.max_sleep),
             mail: Arc::clone(mail),
             vitals: Arc::clone(vitals),
             look: Look {
@@ -205,6 +212,7 @@ impl Worker {
     /// The worker's life.
     fn run(mut self) {
         self.pin();
+        self.sleep_exactly();
         let shared = Arc::clone(&self.shared);
         let mut cache = arc_swap::Cache::new(&shared.snapshot);
         let mut adopted: Option<Arc<Snapshot>> = None;
@@ -230,11 +238,20 @@ impl Worker {
             self.account(worked, before, clock);
             // Without queues there is nothing to poll for, whatever it does when idle.
             let parked = self.is_parked();
+            if !worked
+                && !parked
+                && self.helping.is_none()
+                && self.naps.are_allowed()
+                && self.nap(snapshot, &mut clock)
+            {
+                continue;
+            }
             if (parked || self.idle.should_sleep(worked, clock))
                 && self.holds_nothing(parked, snapshot, clock)
                 && self.sleep(snapshot, &mut clock)
             {
                 let woken = Instant::now();
+                self.naps.slept(woken.duration_since(clock));
                 self.queues.refresh(woken);
                 self.idle.woke(woken.duration_since(clock), woken);
                 clock = woken;
@@ -291,6 +308,28 @@ impl Worker {
         quiet
     }
 
+    /// After a turn that found nothing: sleeps for a moment if that is what to do, so that the next one finds more.
+    fn nap(&mut self, snapshot: &Snapshot, clock: &mut Instant) -> bool {
+        if self.naps.is_over(*clock) {
+            self.naps.close(*clock, self.queues.inflows());
+        }
+        let length = self.naps.length();
+        let goes = !length.is_zero()
+            && self.queues.may_nap()
+            && self.holds_nothing(false, snapshot, *clock)
+            && !self.mail.has_mail()
+            && self.naps.begin(self.queues.filled(), *clock);
+        if goes {
+            self.look.standing = 0;
+            self.vitals.naps();
+            self.queues.nap(length);
+            self.vitals.wakes();
+            *clock = Instant::now();
+            self.queues.refresh(*clock);
+        }
+        goes
+    }
+
     /// Polls once more if there are NICs that have just been asked for interrupts: what came before does not wake. True if
     /// there was anything.
     fn last_look(&mut self, snapshot: &Arc<Snapshot>, clock: &mut Instant) -> bool {
@@ -337,7 +376,11 @@ impl Worker {
                     self.core = core;
                     self.pin();
                 }
-                Letter::BusyPoll(mode) => self.idle.set_mode(mode),
+                Letter::Idle(mode, max_sleep) => {
+                    self.idle.set_mode(mode);
+                    self.naps = naps(mode, max_sleep);
+                    self.sleep_exactly();
+                }
                 Letter::Stop => return false,
             }
         }
@@ -358,6 +401,7 @@ impl Worker {
         self.vitals.turn(worked, spent.as_nanos() as u64);
         if worked {
             self.look.busy += spent;
+            self.naps.worked(spent);
             if now.duration_since(self.look.last) >= LOOK {
                 self.look(now);
             }
@@ -390,6 +434,15 @@ impl Worker {
         }
     }
 
+    /// The kernel may let a thread sleep 50 us longer than it asks for, unless told otherwise.
+    fn sleep_exactly(&self) {
+        let slack = NonZeroU64::MIN;
+        let slack = self.naps.are_allowed().then_some(slack);
+        if let Err(error) = rustix::thread::set_current_timer_slack(slack) {
+            tracing::warn!(core = self.core, %error, "the worker may sleep longer than it is to");
+        }
+    }
+
     fn pin(&self) {
         let mut cores = CpuSet::new();
         let core = self.core as usize;
@@ -416,4 +469,11 @@ fn help(share: &Share, forwarder: &mut Forwarder, worked: bool, clock: &mut Inst
     share.took(now.duration_since(*clock).as_nanos() as u64);
     *clock = now;
     true
+}
+
+/// Only a worker that polls, and may sleep, naps.
+fn naps(mode: BusyPoll, max_sleep: Duration) -> Naps {
+    let adaptive = mode == BusyPoll::Adaptive;
+    let longest = if adaptive { max_sleep } else { Duration::ZERO };
+    Naps::new(longest, Instant::now())
 }

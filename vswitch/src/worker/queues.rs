@@ -3,9 +3,7 @@
 use std::sync::Arc;
 #[cfg(feature = "dpdk")]
 use std::sync::mpsc::SyncSender;
-#[cfg(feature = "dpdk")]
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vswitch_coalesce::Policy;
 use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
@@ -13,6 +11,7 @@ use vswitch_vhost::{TxBurst, TxFrame, TxRing, TxScratch};
 #[cfg(feature = "dpdk")]
 use super::gate::Gate;
 use super::idle::{Poller, TIMER};
+use super::nap::Inflow;
 use super::vitals::QueueVitals;
 use super::{micros, nanos};
 use crate::forward::counters::InputDrop;
@@ -59,6 +58,7 @@ struct Owned<Q> {
     emptied: Instant,
     /// It cannot wake the worker.
     timed: bool,
+    inflow: Inflow,
     #[cfg(feature = "dpdk")]
     gate: Gate,
 }
@@ -71,6 +71,7 @@ impl<Q> Owned<Q> {
             vitals,
             emptied: Instant::now(),
             timed: true,
+            inflow: Inflow::default(),
             #[cfg(feature = "dpdk")]
             gate: Gate::default(),
         }
@@ -88,6 +89,7 @@ impl<Q> Owned<Q> {
         let now = Instant::now();
         let ns = now.duration_since(*clock).as_nanos() as u64;
         self.vitals.burst(frames as u64, ns);
+        self.inflow.came(frames);
         *clock = now;
         true
     }
@@ -169,6 +171,11 @@ pub(super) struct Queues {
 /// A tap's driver reads only after a signal, which some other thread has to take. It may want this worker's core.
 #[cfg(feature = "dpdk")]
 const SIGNAL: Duration = Duration::from_micros(20);
+
+/// Entries that a NIC's queue counts for, of however many it has: its frames go to guests, whose rings have 256 if nobody
+/// says otherwise.
+#[cfg(feature = "dpdk")]
+const NIC_ROOM: u16 = 512;
 
 impl Queues {
     /// No queues yet.
@@ -437,6 +444,39 @@ impl Queues {
             .iter_mut()
             .filter_map(|q| q.queue.arm().then_some(()));
         busy.count() == 0
+    }
+
+    /// What each has brought.
+    pub(super) fn inflows(&mut self) -> impl Iterator<Item = &mut Inflow> {
+        let inflows = self.guests.iter_mut().map(|q| &mut q.inflow);
+        #[cfg(feature = "dpdk")]
+        let inflows = inflows.chain(self.nics.iter_mut().map(|q| &mut q.inflow));
+        inflows
+    }
+
+    /// What part of the smallest ring would be full of all that has come since this was last asked: all of it may be for
+    /// one receiver, whose rings are taken to be no smaller than those of senders.
+    pub(super) fn filled(&mut self) -> f64 {
+        let sizes = self.guests.iter().map(|q| q.queue.size());
+        #[cfg(feature = "dpdk")]
+        let sizes = sizes.chain(self.nics.iter().map(|_| NIC_ROOM));
+        let room = sizes.min().unwrap_or(1);
+        let came: u64 = self.inflows().map(Inflow::mark).sum();
+        came as f64 / f64::from(room.max(1))
+    }
+
+    /// Whether nobody waits for a queue to be looked at soon: no other worker, and no helper.
+    pub(super) fn may_nap(&self) -> bool {
+        #[cfg(feature = "dpdk")]
+        let awaited = self.nics.iter().any(|q| q.gate.is_pending());
+        #[cfg(not(feature = "dpdk"))]
+        let awaited = false;
+        !awaited && self.shared.is_none()
+    }
+
+    /// Sleeps for so long, or until there is a letter. No queue has been asked to wake.
+    pub(super) fn nap(&mut self, length: Duration) {
+        self.poller.wait(Some(length));
     }
 
     /// Whether some NIC has been asked for an interrupt.

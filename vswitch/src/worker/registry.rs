@@ -57,6 +57,8 @@ pub struct Wanted {
     pub core: u32,
     /// What it does when idle.
     pub busy_poll: BusyPoll,
+    /// How long it may sleep at a time where frames are few but steady; zero for not at all.
+    pub max_sleep: Duration,
 }
 
 /// A worker seen from outside, at one moment.
@@ -594,8 +596,9 @@ impl Workers {
                 if before.core != wanted.core {
                     send(&mail, Letter::Pin(wanted.core));
                 }
-                if before.busy_poll != wanted.busy_poll {
-                    send(&mail, Letter::BusyPoll(wanted.busy_poll));
+                let idle = |w: Wanted| (w.busy_poll, w.max_sleep);
+                if idle(before) != idle(wanted) {
+                    send(&mail, Letter::Idle(wanted.busy_poll, wanted.max_sleep));
                 }
             }
         }
@@ -645,13 +648,7 @@ impl Workers {
         let index = free.unwrap_or(table.workers.len());
         let mail = Arc::new(Mailbox::new(MAIL)?);
         let vitals = Arc::<Vitals>::default();
-        let worker = Worker::new(
-            index,
-            (wanted.core, wanted.busy_poll),
-            &self.shared,
-            &mail,
-            &vitals,
-        )?;
+        let worker = Worker::new(index, wanted, &self.shared, &mail, &vitals)?;
         let thread = thread::Builder::new()
             .name(format!("worker/{index}"))
             .spawn(move || worker.run())?;
@@ -748,6 +745,7 @@ mod tests {
         Wanted {
             core,
             busy_poll: BusyPoll::Adaptive,
+            max_sleep: Duration::ZERO,
         }
     }
 

@@ -25,6 +25,7 @@ pub struct Vitals {
     busy_ns: AtomicU64,
     awake_ns: AtomicU64,
     sleeps: AtomicU64,
+    naps: AtomicU64,
     busy_turns: AtomicU64,
     delay_ns: AtomicU64,
     delay_max_ns: AtomicU64,
@@ -45,6 +46,8 @@ pub struct Pulse {
     pub awake_ns: u64,
     /// Times it went to sleep and was woken.
     pub sleeps: u64,
+    /// Times it slept for a moment, to find more at once.
+    pub naps: u64,
     /// Turns that moved frames.
     pub busy_turns: u64,
     /// How long its most delayed queue had not been empty, at its last look.
@@ -90,6 +93,16 @@ impl Vitals {
     /// It goes to sleep: nothing waits.
     pub(super) fn sleeps(&self) {
         add(&self.sleeps, 1);
+        self.rests();
+    }
+
+    /// It sleeps for a moment: nothing waits.
+    pub(super) fn naps(&self) {
+        add(&self.naps, 1);
+        self.rests();
+    }
+
+    fn rests(&self) {
         self.delay_ns.store(0, Ordering::Relaxed);
         self.standing.store(0, Ordering::Relaxed);
         self.asleep.store(true, Ordering::Relaxed);
@@ -123,6 +136,7 @@ impl Vitals {
             busy_ns: get(&self.busy_ns),
             awake_ns: get(&self.awake_ns),
             sleeps: get(&self.sleeps),
+            naps: get(&self.naps),
             busy_turns: get(&self.busy_turns),
             delay: Duration::from_nanos(get(&self.delay_ns)),
             delay_max,
@@ -243,6 +257,12 @@ mod tests {
         vitals.sleeps();
         let pulse = vitals.read();
         assert!(pulse.asleep && pulse.sleeps == 1);
+        assert_eq!((pulse.delay, pulse.standing), (Duration::ZERO, 0));
+        vitals.wakes();
+        vitals.look(30 * US, 1);
+        vitals.naps();
+        let pulse = vitals.read();
+        assert!(pulse.asleep && (pulse.sleeps, pulse.naps) == (1, 1));
         assert_eq!((pulse.delay, pulse.standing), (Duration::ZERO, 0));
     }
 

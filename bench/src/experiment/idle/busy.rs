@@ -1,9 +1,10 @@
-//! What not polling costs where there is something to do: the first frame after silence, a tenth of the highest rate,
-//! and the highest rate; `busy-poll` adaptive, always and never, the same program otherwise.
+//! What not polling costs where there is something to do: the first frame after silence, parts of the highest rate,
+//! requests, and the highest rate; `busy-poll` adaptive, always and never, and adaptive with short sleeps allowed
+//! (`max-sleep-usecs`), the same program otherwise.
 //!
 //! A tenth of the highest rate is offered in two ways. Evenly, a worker that forwards ten million frames a second has
-//! one to do every microsecond, which is shorter than any sleep. In trains as fast as they go, a tenth of the time,
-//! the same frames leave it milliseconds of silence.
+//! one to do every microsecond, which is shorter than any sleep that waits for a kick. In trains as fast as they go, a
+//! tenth of the time, the same frames leave it milliseconds of silence.
 
 use std::path::Path;
 use std::time::Duration;
@@ -29,12 +30,12 @@ const LOAD: (usize, u32) = (64, 16);
 /// Nothing happens for so long before a first frame.
 const SILENCE: Duration = Duration::from_millis(20);
 /// First frames of a slice.
-const FIRST: u32 = 40;
-const QUICK_FIRST: u32 = 15;
-/// Part of the highest rate.
-pub(super) const PART: f64 = 0.1;
+const FIRST: u32 = 100;
+const QUICK_FIRST: u32 = 30;
 /// Trains: a tenth of the time.
 const TRAINS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(9));
+/// Slices of the highest rate in a round: it is to be known within a percent.
+const FULL: u32 = 4;
 const TIMING: Timing = Timing {
     warm_ms: 100,
     window_ms: 1000,
@@ -45,26 +46,103 @@ const QUICK_TIMING: Timing = Timing {
 };
 
 /// Who takes part; the first is compared with the others.
-const MANNERS: [Idle; 3] = [Idle::Adaptive, Idle::Polls, Idle::Sleeps];
+const MANNERS: [Idle; 5] = [
+    Idle::Adaptive,
+    Idle::Polls,
+    Idle::Sleeps,
+    Idle::Naps,
+    Idle::LongNaps,
+];
 /// Who only wakes a thread.
 pub(super) const WAKE_UP: &str = "wake-up";
 /// Place of the one that always polls, whose highest rate the others are offered a part of.
 const POLLS: usize = 1;
 
-const FIRST_MEASURES: [Measure; 2] = [
+const TIMES: [Measure; 2] = [
     Measure::quantile("p50", 0.5),
     Measure::quantile("p99", 0.99),
 ];
-const PART_MEASURES: [Measure; 2] = [Measure::median("CPU", "%"), Measure::plain("lost", "part")];
-const FULL_MEASURES: [Measure; 1] = [Measure::median("", "Mpps")];
-
-/// The cases, in the order of the report.
-const LABELS: [&str; 4] = [
-    "first frame after 20 ms of silence",
-    "a tenth of the highest rate, evenly",
-    "a tenth of the highest rate, 1 ms of 10",
-    "as fast as it goes",
+const PART: [Measure; 4] = [
+    Measure::median("CPU", "%"),
+    TIMES[0],
+    TIMES[1],
+    Measure::plain("lost", "part"),
 ];
+const ALONE: [Measure; 3] = [TIMES[0], TIMES[1], Measure::median("CPU", "%")];
+const USED: [Measure; 2] = [Measure::median("CPU", "%"), Measure::plain("lost", "part")];
+const RATE: [Measure; 1] = [Measure::median("", "Mpps")];
+
+/// What picks cases.
+pub(super) const TAGS: [&str; 4] = ["first", "full", "parts", "requests"];
+
+/// A load.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum What {
+    /// Single frames after silence.
+    First,
+    /// As many frames as get through.
+    Full,
+    /// A part of that, evenly.
+    Part(f64),
+    /// A tenth of the time all of it.
+    Trains,
+    /// A frame when the one before has arrived.
+    OneByOne,
+}
+
+impl What {
+    /// All of them, in the order in which they are measured.
+    pub(super) const ALL: [Self; 7] = [
+        Self::First,
+        Self::Full,
+        Self::Part(0.01),
+        Self::Part(0.1),
+        Self::Part(0.5),
+        Self::Trains,
+        Self::OneByOne,
+    ];
+
+    /// What picks it.
+    fn tag(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Full => "full",
+            Self::Part(_) | Self::Trains => "parts",
+            Self::OneByOne => "requests",
+        }
+    }
+
+    /// Those asked for; parts want to know of what.
+    fn picked(wanted: &[String]) -> Vec<Self> {
+        let named = |tag: &str| wanted.iter().any(|wanted| wanted == tag);
+        let picked = |what: &Self| {
+            wanted.is_empty()
+                || named(what.tag())
+                || (*what == Self::Full && named(Self::Trains.tag()))
+        };
+        Self::ALL.into_iter().filter(picked).collect()
+    }
+
+    pub(super) fn label(self) -> String {
+        match self {
+            Self::First => "first frame after 20 ms of silence".into(),
+            Self::Full => "as fast as it goes".into(),
+            Self::Part(part) => format!("{:.0} % of the highest rate, evenly", part * 100.0),
+            Self::Trains => "10 % of the highest rate, 1 ms of 10".into(),
+            Self::OneByOne => "one frame at a time".into(),
+        }
+    }
+
+    fn measures(self) -> &'static [Measure] {
+        match self {
+            Self::First => &TIMES,
+            Self::Full => &RATE,
+            Self::Part(_) => &PART,
+            Self::Trains => &USED,
+            Self::OneByOne => &ALONE,
+        }
+    }
+}
 
 /// Measures all of them. The lock is taken.
 pub(super) fn run(
@@ -96,8 +174,9 @@ pub(super) fn run(
         timing,
         load: Load::new(LOAD.0, LOAD.1),
         first,
+        cases: What::picked(&options.cases),
     };
-    let cases = schedule.rounds(|round| {
+    let mut cases = schedule.rounds(|round| {
         eprintln!("busy-poll, round {}", round + 1);
         ground.round(&mut switches, round)
     })?;
@@ -111,20 +190,15 @@ pub(super) fn run(
             .into(),
     ));
     let names: Vec<String> = contestants.iter().map(|(name, _)| name.clone()).collect();
-    let measures: [&[Measure]; 4] = [
-        &FIRST_MEASURES,
-        &PART_MEASURES,
-        &PART_MEASURES,
-        &FULL_MEASURES,
-    ];
-    let cases = LABELS.iter().zip(measures).zip(cases);
-    let case = |((label, measures), samples): ((&&str, &[Measure]), _)| {
-        let label = (*label).to_owned();
-        Case::new(label, ground.load, Rings::Split, measures, &names, samples)
+    merge_full(&ground.cases, &mut cases);
+    let case = |(what, samples): (&What, Vec<Vec<Sample>>)| {
+        let (load, measures) = (ground.load, what.measures());
+        Case::new(what.label(), load, Rings::Split, measures, &names, samples)
     };
+    let cases = ground.cases.iter().zip(cases).map(case).collect();
     let mut report = Report {
         experiment: "idle".into(),
-        title: "busy-poll adaptive, always and never".into(),
+        title: "busy-poll adaptive, always and never, and short sleeps allowed".into(),
         unit: "%".into(),
         machine,
         settings: Settings {
@@ -136,11 +210,23 @@ pub(super) fn run(
         },
         contestants,
         skipped: Vec::new(),
-        cases: cases.map(case).collect(),
+        cases,
         remarks: Vec::new(),
     };
     report.remarks = verdict::of_load(&report);
     Ok(report)
+}
+
+/// Makes one case of those that are all of the highest rate.
+fn merge_full(picked: &[What], cases: &mut Vec<Vec<Vec<Sample>>>) {
+    let at = picked.iter().position(|what| *what == What::Full);
+    let Some(first) = at else { return };
+    for _ in 1..FULL {
+        let more = cases.remove(first + 1);
+        for (all, samples) in cases[first].iter_mut().zip(more) {
+            all.extend(samples);
+        }
+    }
 }
 
 /// What all slices have in common.
@@ -150,32 +236,45 @@ struct Ground {
     timing: Timing,
     load: Load,
     first: u32,
+    cases: Vec<What>,
 }
 
 impl Ground {
-    /// A slice of everybody in each case.
+    /// A slice of everybody in each case; of the highest rate several, one case after the other.
     fn round(&self, switches: &mut [Switch], round: u32) -> Result<Vec<Vec<Sample>>> {
-        let mut firsts = in_turn(round, switches, |_, switch| self.first(switch, round))?;
-        firsts.push(self.wake_up(round)?);
-        let full = in_turn(round, switches, |_, switch| {
+        let mut cases = Vec::new();
+        let mut highest = 0.0;
+        for what in &self.cases {
+            match *what {
+                What::First => {
+                    let mut firsts = in_turn(round, switches, |_, s| self.first(s, round))?;
+                    firsts.push(self.wake_up(round)?);
+                    cases.push(firsts);
+                }
+                What::Full => {
+                    for turn in 0..FULL {
+                        cases.push(self.full(switches, round * FULL + turn)?);
+                    }
+                    let last = cases.last().and_then(|samples| samples.get(POLLS));
+                    let value = last.and_then(|sample| sample.values.first());
+                    highest = value.copied().unwrap_or_default() * 1e6;
+                }
+                load => {
+                    let used = |_, s: &mut Switch| self.used(s, round, load, highest);
+                    cases.push(in_turn(round, switches, used)?);
+                }
+            }
+        }
+        Ok(cases)
+    }
+
+    fn full(&self, switches: &mut [Switch], turn: u32) -> Result<Vec<Sample>> {
+        in_turn(turn, switches, |_, switch| {
             undisturbed_rate(|| {
                 let (limits, timing) = (self.limits, self.timing);
-                rate_slice(switch, self.placement, limits, self.load, timing, round)
+                rate_slice(switch, self.placement, limits, self.load, timing, turn)
             })
-        })?;
-        let highest = full[POLLS].values.first().copied().unwrap_or_default();
-        let (load, timing) = (self.load, self.timing);
-        let evenly = in_turn(round, switches, |_, switch| {
-            self.used(switch, round, |wire, edge| {
-                load.paced(wire, PART * highest * 1e6, timing, None, edge)
-            })
-        })?;
-        let trains = in_turn(round, switches, |_, switch| {
-            self.used(switch, round, |wire, edge| {
-                load.trains(wire, TRAINS, timing, edge)
-            })
-        })?;
-        Ok(vec![firsts, evenly, trains, full])
+        })
     }
 
     fn first(&self, switch: &mut Switch, round: u32) -> Result<Sample> {
@@ -202,17 +301,13 @@ impl Ground {
         Ok(times(conditions, round, Paced::default(), histogram))
     }
 
-    /// A load, and the processor time of the switch meanwhile.
-    fn used(
-        &self,
-        switch: &mut Switch,
-        round: u32,
-        offer: impl FnOnce(&mut Wire, &mut dyn FnMut(Edge)) -> Result<Paced>,
-    ) -> Result<Sample> {
+    /// A load, how long its frames take unless they come in trains, and the processor time of the switch meanwhile.
+    fn used(&self, switch: &mut Switch, round: u32, what: What, highest: f64) -> Result<Sample> {
         let pid = switch.pid();
+        let (load, timing) = (self.load, self.timing);
         let work = |wire: &mut Wire, watcher: &mut Watcher| {
-            let mut clocks = Vec::new();
-            let mut edge = |edge| {
+            let (mut clocks, mut latency) = (Vec::new(), Histogram::default());
+            let edge = |edge| {
                 // The clock is read outside of what the watcher sees.
                 if edge == Edge::Opens {
                     clocks.push(CpuClock::read(pid));
@@ -222,12 +317,29 @@ impl Ground {
                     clocks.push(CpuClock::read(pid));
                 }
             };
-            let paced = offer(wire, &mut edge)?;
-            Ok((paced, CpuUse::between(clocks)?))
+            let paced = match what {
+                What::Part(part) => {
+                    load.paced(wire, part * highest, timing, Some(&mut latency), edge)?
+                }
+                What::Trains => load.trains(wire, TRAINS, timing, edge)?,
+                _ => load.one_by_one(wire, timing, &mut latency, edge)?,
+            };
+            Ok((paced, CpuUse::between(clocks)?, latency))
         };
-        let ((paced, cpu), conditions) = slice(switch, self.placement, Some(self.limits), work)?;
-        let values = vec![cpu.percent, paced.loss()];
-        Ok(conditions.sample(round, values, Detail::Used { paced, cpu }))
+        let ((paced, cpu, histogram), conditions) =
+            slice(switch, self.placement, Some(self.limits), work)?;
+        let time = |q| histogram.quantile(q) as f64 / 1e3;
+        let values = match what {
+            What::Trains => vec![cpu.percent, paced.loss()],
+            What::OneByOne => vec![time(0.5), time(0.99), cpu.percent],
+            _ => vec![cpu.percent, time(0.5), time(0.99), paced.loss()],
+        };
+        let detail = Detail::Used {
+            paced,
+            cpu,
+            histogram,
+        };
+        Ok(conditions.sample(round, values, detail))
     }
 }
 

@@ -22,13 +22,15 @@ use crate::report::verdict::Verdict;
 use crate::report::{Findings, Report as Load, table};
 use crate::rounds::order;
 use crate::stats::Summary;
-use crate::{Options, Result};
+use crate::{Error, Options, Result};
 
 mod busy;
 mod verdict;
 
 /// The switch as shipped.
 const OURS: &str = "vswitch";
+/// What picks the first part.
+const SILENT: &str = "silent";
 /// Guests attached.
 const GUESTS: [usize; 2] = [2, 16];
 /// How long a contestant gets to come to rest.
@@ -79,7 +81,16 @@ pub fn run(options: &Options) -> Result<Report> {
     let watch = if options.quick { QUICK_WATCH } else { WATCH };
     let mut field = hosts::Field::default();
     let mut cases = Vec::new();
-    for guests in GUESTS {
+    let wanted = &options.cases;
+    let known = |tag: &String| tag == SILENT || busy::TAGS.contains(&tag.as_str());
+    if let Some(tag) = wanted.iter().find(|tag| !known(tag)) {
+        let tags = busy::TAGS.join(", ");
+        return Err(Error::Usage(format!(
+            "there is no case {tag}; there are {SILENT}, {tags}"
+        )));
+    }
+    let silent = wanted.is_empty() || wanted.iter().any(|tag| tag == SILENT);
+    for guests in GUESTS.into_iter().filter(|_| silent) {
         eprintln!("{guests} guests");
         let mut running = field.start(&kinds, guests, placement)?;
         let mut samples: BTreeMap<String, Vec<CpuUse>> = BTreeMap::new();

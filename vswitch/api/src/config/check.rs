@@ -9,8 +9,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::near::nearest;
 use super::{
-    Bridge, Config, Control, DpdkPort, Environment, Mac, Port, PortKind, SocketMode, StaticMac,
-    VhostUser, Vlan, VlanId, limits,
+    Bridge, BusyPoll, Config, Control, DpdkPort, Environment, Mac, Port, PortKind, SocketMode,
+    StaticMac, VhostUser, Vlan, VlanId, limits,
 };
 
 /// Takes the problems.
@@ -131,6 +131,16 @@ impl<'c> Checker<'c, '_> {
                         list if list.is_empty() => "no core may be used; check the CPU set".into(),
                         list => format!("use one of {list}"),
                     },
+                );
+            }
+            let path = &["workers", at.as_str(), "max-sleep-usecs"];
+            let (max_sleep, range) = (worker.max_sleep_usecs, &limits::MAX_SLEEP_USECS);
+            self.range(path, max_sleep, range, "microseconds");
+            if max_sleep > 0 && worker.busy_poll != BusyPoll::Adaptive {
+                self.key(
+                    path,
+                    "`max-sleep-usecs` is for workers that poll for a while, and may sleep",
+                    "write `busy-poll: adaptive`, or remove `max-sleep-usecs`",
                 );
             }
         }

@@ -30,6 +30,8 @@ pub const RING_SIZE: RangeInclusive<u16> = 16..=32_768;
 pub const COALESCE_USECS: RangeInclusive<u32> = 0..=10_000;
 /// Frames after which there is an interrupt.
 pub const COALESCE_FRAMES: RangeInclusive<u32> = 1..=1024;
+/// Microseconds for which a worker sleeps between looks at rings that fill slowly; 0 means that it does not.
+pub const MAX_SLEEP_USECS: RangeInclusive<u32> = 0..=1000;
 /// Percent of a CPU.
 pub const CPU_PERCENT: RangeInclusive<u32> = 1..=100;
 /// Queues of a DPDK port.
@@ -51,6 +53,7 @@ pub(super) fn of(key: &str) -> Option<(i128, i128)> {
         "ring-size" => both(&RING_SIZE),
         "rx-usecs" | "tx-usecs" | "max-delay-usecs" => both(&COALESCE_USECS),
         "rx-frames" | "tx-frames" => both(&COALESCE_FRAMES),
+        "max-sleep-usecs" => both(&MAX_SLEEP_USECS),
         "cpu-percent" => both(&CPU_PERCENT),
         "queues" => both(&DPDK_QUEUES),
         "memory" => both(&DPDK_MEMORY),

@@ -23,6 +23,9 @@ pub struct WorkerDetail {
     pub node: u8,
     /// What it does when there is nothing to do.
     pub busy_poll: BusyPoll,
+    /// How long such a sleep may be, nanoseconds; 0 if there are none.
+    #[serde(default)]
+    pub max_sleep_ns: u64,
     /// What it does now.
     pub state: WorkerState,
     /// The queues it takes frames from.
@@ -46,6 +49,9 @@ pub struct WorkerDetail {
     pub delay_max_ns: u64,
     /// Times it was woken.
     pub wakes: u64,
+    /// Times it slept for a moment because frames were few but steady.
+    #[serde(default)]
+    pub naps: u64,
     /// Queues that came from other workers.
     pub moved_in: u64,
     /// Queues that went to other workers.

@@ -28,6 +28,7 @@ pub(super) fn workers(count: u32) -> Arc<Workers> {
     let on = |core| Wanted {
         core,
         busy_poll: BusyPoll::Adaptive,
+        max_sleep: Duration::ZERO,
     };
     let wanted: Vec<_> = (1000..1000 + count).map(on).collect();
     Workers::start(&wanted, &shared).unwrap()
