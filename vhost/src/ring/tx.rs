@@ -390,7 +390,7 @@ impl<L: Layout> Transmit<L> {
     }
 
     /// See [`TxRing::take`](super::TxRing::take).
-    #[inline(never)]
+    #[inline]
     pub(super) fn take<'r>(
         &'r mut self,
         scratch: &'r mut TxScratch,
@@ -407,7 +407,8 @@ impl<L: Layout> Transmit<L> {
     }
 
     /// Takes the next frames and writes their used entries; says whether the guest had nothing more on offer.
-    #[inline(always)]
+    /// One piece of code for bursts that are lent and those that are not, or what it calls would not be part of either.
+    #[inline(never)]
     fn collect(&mut self, scratch: &mut TxScratch, max: usize) -> Result<bool, RingError> {
         let core = &mut self.core;
         scratch.clear(core.header_len);

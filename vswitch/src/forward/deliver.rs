@@ -141,7 +141,7 @@ impl Forwarder {
 
     /// The same, calling `decided` when it is settled where each frame goes, and none has gone. Nothing is left of a
     /// closure that does nothing.
-    #[inline(never)]
+    #[inline]
     pub fn forward_in_steps<F: Frames>(
         &mut self,
         ctx: Context<'_>,
@@ -153,8 +153,8 @@ impl Forwarder {
         self.deliver_all(ctx, frames);
     }
 
-    /// Decides about each frame, and files it.
-    #[inline(always)]
+    /// Decides about each frame, and files it. One piece of code for bursts that are shared and those that are not.
+    #[inline(never)]
     fn decide_all<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
         let Some(counters) = ctx.ingress.counters.get(self.worker) else {
             return;
@@ -188,7 +188,7 @@ impl Forwarder {
     }
 
     /// Has everything written that is filed.
-    #[inline(always)]
+    #[inline(never)]
     fn deliver_all<F: Frames>(&mut self, ctx: Context<'_>, frames: &F) {
         let moment = ctx.moment();
         while let Some((output, group)) = self.groups.pop() {

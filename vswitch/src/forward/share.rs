@@ -313,7 +313,7 @@ impl Sharing {
 
     /// One burst of the queue, of which the helper gets its part; says how many chains that were. None are taken while too
     /// many bursts are out.
-    #[inline]
+    #[inline(never)]
     pub fn serve(
         &mut self,
         ring: &mut TxRing,
