@@ -6,7 +6,7 @@
 //! guest has the whole burst back at [`TxRing::repay`](super::TxRing::repay), which wants it for itself, oldest first.
 //!
 //! Lines that one processor writes and another reads are the cost of it, a few hundred cycles each where they are waited
-//! for. So most frames are two of them, they are asked for ahead on both sides, and the scratch stays with the one who takes.
+//! for. So most frames are two of them, and the scratch stays with the one who takes.
 //!
 //! Split rings only: used entries of a packed ring are its descriptors, whose first is written last, for a whole burst.
 
@@ -18,7 +18,7 @@ use super::chain::Spans;
 use super::layout::Position;
 use super::tx::{Frame, MAX_PIECES, Snapshot, State};
 use super::{ChainError, MAX_BURST, PLAIN_HEAD_LEN, TxBurst, TxFrame};
-use crate::memory::{GuestMemory, LINE, Piece, Pieces, Span, prefetch_read, prefetch_write};
+use crate::memory::{GuestMemory, Piece, Pieces, Span};
 
 /// See the module's page.
 pub struct Lent {
@@ -44,17 +44,6 @@ struct Plain {
     tail: Span,
     header: [u8; VirtioNetHdr::LEN],
     len: u32,
-}
-
-impl Plain {
-    /// Addresses in each of its lines.
-    #[inline]
-    fn lines(&self) -> impl Iterator<Item = *const u8> + use<> {
-        let first = std::ptr::from_ref(self).cast::<u8>();
-        (0..size_of::<Self>())
-            .step_by(LINE)
-            .map(move |at| first.wrapping_add(at))
-    }
 }
 
 /// A burst just taken, parts of which can be kept.
@@ -164,25 +153,6 @@ impl Lent {
             tail: Pieces::with_len(pieces, frame.len as usize - head_len),
             len: frame.len,
         })
-    }
-
-    /// Asks the cache for the frames that were kept, and for the first lines of their tails: to be called before they are
-    /// read, by who reads them.
-    #[inline]
-    pub fn fetch(&self) {
-        let kept = || {
-            let plain = self.plain.iter().enumerate();
-            plain.filter_map(|(at, plain)| (self.kept >> at & 1 != 0).then_some(plain))
-        };
-        kept().for_each(|plain| plain.lines().for_each(prefetch_read));
-        kept().for_each(|plain| plain.tail.prefetch_read());
-    }
-
-    /// Asks for the lines that frames will be kept in.
-    #[inline]
-    pub(super) fn expect(&self) {
-        let plain = self.plain.iter();
-        plain.for_each(|plain| plain.lines().for_each(prefetch_write));
     }
 
     /// Frames that were kept.

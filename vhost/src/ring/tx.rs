@@ -472,7 +472,6 @@ impl Transmit<SplitRing> {
     ) -> Result<Lending<'r>, RingError> {
         lent.clear();
         self.core.check()?;
-        lent.expect();
         let first = self.core.next;
         let drained = self.collect(scratch, max)?;
         if self.core.next != first {

@@ -222,7 +222,6 @@ impl Share {
             return false;
         }
         let slot = self.slot(done).lock();
-        slot.lent.fetch();
         if let Some(snapshot) = &slot.snapshot {
             let moment = Moment {
                 snapshot,
