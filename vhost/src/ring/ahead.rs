@@ -32,8 +32,9 @@ pub(super) struct Ready {
 /// and keeps that in slots of its own.
 pub(super) struct Ahead {
     slots: Box<Slots>,
-    first: u16,
-    len: u16,
+    /// A word each: halves that are stored one by one and loaded as one make the load wait for all earlier stores.
+    first: usize,
+    len: usize,
     /// Who used it last.
     by: u16,
     /// Bursts until it is that one's alone.
@@ -70,20 +71,20 @@ impl Ahead {
         }
         self.turns -= 1;
         if self.len == 0 {
-            self.first = by % 2 * MAX_BURST as u16;
+            self.first = usize::from(by % 2) * MAX_BURST;
         }
         0
     }
 
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.len.into()
+        self.len
     }
 
     /// The one `ahead` of the first.
     #[inline(always)]
     pub(super) fn get(&self, ahead: usize) -> Option<Ready> {
-        (ahead < self.len()).then(|| self.slots.0[(usize::from(self.first) + ahead) % DEPTH])
+        (ahead < self.len).then(|| self.slots.0[(self.first + ahead) % DEPTH])
     }
 
     /// Writes the one `ahead` of the first; false if there is no room. It counts after [`set_len`](Self::set_len).
@@ -91,7 +92,7 @@ impl Ahead {
     pub(super) fn push_at(&mut self, ahead: usize, ready: Ready) -> bool {
         let room = ahead < DEPTH;
         if room {
-            self.slots.0[(usize::from(self.first) + ahead) % DEPTH] = ready;
+            self.slots.0[(self.first + ahead) % DEPTH] = ready;
         }
         room
     }
@@ -99,14 +100,14 @@ impl Ahead {
     /// So many are there now.
     #[inline]
     pub(super) fn set_len(&mut self, len: usize) {
-        self.len = len.min(DEPTH) as u16;
+        self.len = len.min(DEPTH);
     }
 
     /// Takes the first `count` away, or all.
     #[inline]
     pub(super) fn skip(&mut self, count: usize) {
-        let count = count.min(self.len()) as u16;
-        self.first = (self.first + count) % DEPTH as u16;
+        let count = count.min(self.len);
+        self.first = (self.first + count) % DEPTH;
         self.len -= count;
     }
 
@@ -126,7 +127,7 @@ mod tests {
             assert_eq!(ahead.turn(0), MAX_BURST, "from the first on");
         }
         for _ in 0..TURNS {
-            assert_eq!((ahead.turn(1), ahead.first), (0, MAX_BURST as u16));
+            assert_eq!((ahead.turn(1), ahead.first), (0, MAX_BURST));
         }
         assert_eq!(ahead.turn(1), MAX_BURST);
         assert_eq!((ahead.turn(0), ahead.first), (0, 0));
