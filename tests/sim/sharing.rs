@@ -202,11 +202,11 @@ fn what_cannot_be_shared_is_refused(dir: &RunDir) -> Result<()> {
     apply(&net.switch, dir, &one)?;
     share(&net.switch, 1, ShareWish::Off)?;
     refused(on(1), code::NOT_FOUND)?;
-    // What was refused is not remembered.
+    // What was refused is not remembered, and what was said before is.
     apply(&net.switch, dir, &config)?;
     let queue = queue(&net.switch)?;
     check!(
-        queue.helper.is_none() && queue.share == ShareWish::Auto,
+        queue.helper.is_none() && queue.share == ShareWish::Off,
         "{queue:?}"
     );
     Ok(())

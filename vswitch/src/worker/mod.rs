@@ -84,8 +84,10 @@ enum Letter {
     Share(QueueKey, Arc<Share>, mpsc::SyncSender<bool>),
     /// Do without it.
     Alone(QueueKey, mpsc::SyncSender<()>),
-    /// Help with this from now on, or with nothing.
-    Help(Option<Arc<Share>>),
+    /// Help with this from now on.
+    Help(Arc<Share>),
+    /// Help with this no longer. Named, because it may come after the next one: who frees a worker and who takes it are two.
+    Leave(Arc<Share>),
     /// Leave this NIC's queue alone until it is released, or until the moment that is the answer: `None` if it is not here.
     #[cfg(feature = "dpdk")]
     Hold(QueueKey, mpsc::SyncSender<Option<Instant>>),
@@ -363,8 +365,14 @@ impl Worker {
                     let _ = reply.send(());
                 }
                 Letter::Help(share) => {
-                    self.idle.set_keen(share.is_some());
-                    self.helping = share;
+                    self.idle.set_keen(true);
+                    self.helping = Some(share);
+                }
+                Letter::Leave(share) => {
+                    let left = self.helping.take_if(|own| Arc::ptr_eq(own, &share));
+                    if left.is_some() {
+                        self.idle.set_keen(false);
+                    }
                 }
                 #[cfg(feature = "dpdk")]
                 Letter::Hold(key, reply) => drop(reply.send(self.queues.hold(key))),

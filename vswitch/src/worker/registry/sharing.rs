@@ -24,8 +24,8 @@ pub enum ShareError {
 }
 
 impl Workers {
-    /// Has a worker help with a queue, when that has arrived where it goes, from now on, until one of the two leaves, the queue moves or goes, or
-    /// [`unshare`](Self::unshare).
+    /// Has a worker help with a queue, when that has arrived where it goes, from now on, until one of the two leaves, the
+    /// queue moves or goes, or [`unshare`](Self::unshare).
     ///
     /// # Errors
     /// See [`ShareError`]; nothing has changed.
@@ -70,7 +70,7 @@ impl Workers {
         }
         table.set_resting(helper, false);
         drop(table);
-        send(&helps, Letter::Help(Some(Arc::clone(&share))));
+        send(&helps, Letter::Help(Arc::clone(&share)));
         drop(helps);
         let (reply, answer) = mpsc::sync_channel(1);
         send(&owns, Letter::Share(key, share, reply));
@@ -111,24 +111,25 @@ impl Workers {
         true
     }
 
-    /// Says whether a queue is to have a helper. That holds until its port is [forgotten](Self::forget), also while the queue
-    /// is away. Nothing is done about it here.
+    /// Says whether a queue is to have a helper; the answer is what was said before. That holds until its port is
+    /// [forgotten](Self::forget), also while the queue is away. Nothing is done about it here.
     ///
     /// # Errors
     /// There is no such queue, or it cannot be shared.
-    pub fn ask_to_share(&self, key: QueueKey, asked: Asked) -> Result<(), ShareError> {
+    pub fn ask_to_share(&self, key: QueueKey, asked: Asked) -> Result<Asked, ShareError> {
         let mut table = self.table.lock();
         let lends = table.queues.get(&key).map(|place| place.lends);
         match (asked, lends) {
             (Asked::Auto, _) => {
                 let was = table.asked.remove(&key);
-                was.map(drop).or(lends.map(drop)).ok_or(ShareError::NoQueue)
+                was.or(lends.map(|_| Asked::Auto))
+                    .ok_or(ShareError::NoQueue)
             }
             (Asked::On | Asked::Off, None) => Err(ShareError::NoQueue),
             (Asked::On, Some(false)) => Err(ShareError::Unfit),
             (Asked::On | Asked::Off, Some(_)) => {
-                table.asked.insert(key, asked);
-                Ok(())
+                let was = table.asked.insert(key, asked);
+                Ok(was.unwrap_or_default())
             }
         }
     }
@@ -159,11 +160,60 @@ impl Workers {
     pub(super) fn release_helper(&self, key: QueueKey) {
         let mut table = self.table.lock();
         let helper = table.queues.get_mut(&key).and_then(|p| p.helper.take());
-        let entry = helper.and_then(|(helper, _)| table.workers.get(helper)?.as_ref());
+        let Some((helper, share)) = helper else {
+            return;
+        };
+        let entry = table.workers.get(helper).and_then(Option::as_ref);
         let mail = entry.map(|entry| Arc::clone(&entry.mail));
+        let wanted = table.asked.values().any(|asked| *asked == Asked::On);
         drop(table);
         if let Some(mail) = mail {
-            send(&mail, Letter::Help(None));
+            send(&mail, Letter::Leave(share));
         }
+        if wanted {
+            // It may be the helper that another queue is to have.
+            self.shared.bell.ring();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::worker::steward::tests::workers;
+
+    /// Who frees a helper and who gives it to another queue do not wait for each other.
+    #[test]
+    fn a_helper_does_not_leave_whom_it_has_just_been_given_to() {
+        let workers = workers(1);
+        let mail = Arc::clone(&workers.table.lock().here(0).unwrap().mail);
+        let [old, new] = [(); 2].map(|()| Arc::new(Share::new(|| ())));
+        let parked = || workers.list()[0].vitals.read().parked;
+        let becomes = |wanted: bool| {
+            let since = Instant::now();
+            while parked() != wanted {
+                assert!(since.elapsed() < Duration::from_secs(10), "not {wanted}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        becomes(true);
+        let (reply, read) = mpsc::sync_channel(1);
+        send(&mail, Letter::Help(Arc::clone(&old)));
+        send(&mail, Letter::Help(Arc::clone(&new)));
+        send(&mail, Letter::Leave(old));
+        let nobody = QueueKey {
+            port: crate::forward::PortRef {
+                index: crate::forward::PortIndex(0),
+                incarnation: 0,
+            },
+            queue: 0,
+        };
+        send(&mail, Letter::Alone(nobody, reply));
+        read.recv().unwrap();
+        becomes(false);
+        send(&mail, Letter::Leave(new));
+        becomes(true);
     }
 }

@@ -50,7 +50,8 @@ impl Brain {
             let own = looks.iter().filter(|queue| queue.owner == worker.index);
             Room {
                 worker: worker.index,
-                load: own.map(|queue| queue.load).sum(),
+                // The sum of nothing is -0.
+                load: own.map(|queue| queue.load).sum::<f64>() + 0.0,
                 standing: pulse.standing > 0 && !pulse.asleep,
                 resting: worker.resting,
                 node: worker.node,

@@ -191,7 +191,7 @@ impl Steward {
     /// See [`ShareError`]; nothing has changed.
     pub fn share(&self, key: QueueKey, asked: Asked) -> Result<(), ShareError> {
         let mut brain = self.brain.lock();
-        self.workers.ask_to_share(key, asked)?;
+        let before = self.workers.ask_to_share(key, asked)?;
         let is_helped = |queue: &QueueSeen| queue.key == key && queue.helper.is_some();
         let is_shared = self.workers.queues().iter().any(is_helped);
         let ends = match asked {
@@ -201,7 +201,7 @@ impl Steward {
         };
         if asked == Asked::On && !is_shared {
             if let Err(error) = brain.find_helper(key, &self.workers) {
-                self.workers.ask_to_share(key, Asked::Auto)?;
+                self.workers.ask_to_share(key, before)?;
                 return Err(error);
             }
         } else if ends && self.workers.unshare(key) {
@@ -234,13 +234,19 @@ impl Steward {
     fn run(&self) {
         let bell = &self.shared.bell;
         let mut next = Next::QUIET;
+        let mut ordered = false;
         while !self.is_ending() {
             bell.listen(next.ears);
-            let rung = self.wait(next.within);
+            // Between two orders it looks, whoever else gives some.
+            let rung = !self.has_orders() && self.wait(next.within);
             bell.listen(Ears::Deaf);
-            if self.take_orders() {
+            ordered = !ordered && self.take_orders();
+            if ordered {
+                let mut brain = self.brain.lock();
+                // The bell may have rung for a queue that is to have a helper.
+                brain.find_helpers(&self.workers);
                 // It goes on watching if there is anything to watch.
-                next = self.brain.lock().next(&self.workers, 1.0);
+                next = brain.next(&self.workers, 1.0);
                 continue;
             }
             let asleep = next.within.is_none();
@@ -482,7 +488,8 @@ impl Brain {
         let spare =
             self.duties.scales() && in_use > 1 && list.iter().any(|w| !w.resting && !w.pinned);
         // A queue that is not hot any more is to lose its helper.
-        let helped = || workers.queues().iter().any(|queue| queue.helper.is_some());
+        let loses = |queue: &QueueSeen| queue.helper.is_some() && queue.asked != Asked::On;
+        let helped = || workers.queues().iter().any(loses);
         if busy < QUIET && !spare && !(self.duties.shares() && helped()) {
             return Next::QUIET;
         }
@@ -762,4 +769,4 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
 #[cfg(test)]
 mod cost;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -21,21 +21,23 @@ impl Steward {
         self.shared.bell.ring();
     }
 
-    /// Carries out what was asked for, also what is asked for meanwhile; true if there was anything.
+    /// Carries out what was asked for; true if there was anything. What is asked for meanwhile is [left](Self::has_orders).
     pub(super) fn take_orders(&self) -> bool {
-        let mut any = false;
-        loop {
-            let orders = std::mem::take(&mut *self.orders.lock());
-            if orders.is_empty() || self.is_ending() {
-                return any;
-            }
-            any = true;
-            if let Some(made) = self.measure_and_balance() {
-                for order in orders {
-                    self.tell(Report::Rebalanced(order, made.clone()));
-                }
+        let orders = std::mem::take(&mut *self.orders.lock());
+        if orders.is_empty() || self.is_ending() {
+            return false;
+        }
+        if let Some(made) = self.measure_and_balance() {
+            for order in orders {
+                self.tell(Report::Rebalanced(order, made.clone()));
             }
         }
+        true
+    }
+
+    /// Whether somebody has asked for something.
+    pub(super) fn has_orders(&self) -> bool {
+        !self.orders.lock().is_empty()
     }
 
     /// `None` if the steward ends. While it measures it holds nothing that others want.

@@ -107,7 +107,7 @@ impl Sharing {
             let mut shared = queues.iter().filter(|queue| queue.helper.is_some());
             shared.any(|q| q.owner == worker || q.helper.is_some_and(|h| h.worker == worker))
         };
-        let hot = queues.iter().find(|queue| {
+        let mut hot = queues.iter().filter(|queue| {
             queue.load > HOT
                 && queue.lends
                 && queue.asked == Asked::Auto
@@ -115,15 +115,18 @@ impl Sharing {
                 && !self.resting.contains_key(&queue.key)
                 && !engaged(queue.owner)
                 && room(queue.owner).is_some_and(|room| room.standing)
-        })?;
-        let node = room(hot.owner)?.node;
-        let others = rooms
-            .iter()
-            .filter(|room| room.worker != hot.owner && room.node == node)
-            .filter(|room| room.load < ROOM && !engaged(room.worker));
-        let helper = others.min_by(|a, b| {
-            let load = a.load.total_cmp(&b.load);
-            load.then(a.resting.cmp(&b.resting))
+        });
+        let (hot, helper) = hot.find_map(|queue| {
+            let node = room(queue.owner)?.node;
+            let others = rooms
+                .iter()
+                .filter(|room| room.worker != queue.owner && room.node == node)
+                .filter(|room| room.load < ROOM && !engaged(room.worker));
+            let helper = others.min_by(|a, b| {
+                let load = a.load.total_cmp(&b.load);
+                load.then(a.resting.cmp(&b.resting))
+            });
+            Some((queue, helper?))
         })?;
         let why = format!(
             "it alone takes {:.0} % of worker {}, with {} bytes a frame; worker {} is at {:.0} %{}",
@@ -242,6 +245,20 @@ mod tests {
         let look =
             |queue: Queue, rooms: &[Room]| begun(&Sharing::default().look(LOOK, &[queue], rooms));
         assert_eq!(look(hot(), &rooms), Some((key(0), 2)));
+        // One that nobody can help does not stand in the way of another.
+        let far = |worker, load| Room {
+            node: Node(1),
+            standing: true,
+            ..room(worker, load)
+        };
+        let rooms_of_two = [room(0, 0.98), room(1, 0.5), far(2, 0.98), far(3, 0.1)];
+        let other = Queue {
+            key: key(1),
+            owner: 2,
+            ..hot()
+        };
+        let wish = Sharing::default().look(LOOK, &[hot(), other], &rooms_of_two);
+        assert_eq!(begun(&wish), Some((key(1), 3)));
         let unfit = [
             Queue { load: 0.8, ..hot() },
             Queue {

@@ -17,7 +17,7 @@ const NONE: Duties = Duties {
 };
 
 /// Workers on cores that do not exist: the threads run unpinned, which is all the same here.
-pub(super) fn workers(count: u32) -> Arc<Workers> {
+pub(in crate::worker) fn workers(count: u32) -> Arc<Workers> {
     let shared = Arc::new(Shared {
         snapshot: arc_swap::ArcSwap::default(),
         clock: 0.into(),
