@@ -4,11 +4,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
 
-use rustix::fs::{fstat, fstatfs};
+use rustix::fs::{StatFs, fstat, fstatfs};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::Span;
 use super::guard::{Guarded, MAX_MAPPINGS};
+use super::numa;
 
 /// `f_type` of a file on huge pages.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -58,6 +59,8 @@ pub(super) struct Mapping {
     /// Where in it the announced range lies.
     lead: usize,
     len: usize,
+    /// What [`numa::tells_residence`] said of the file.
+    tells_residence: bool,
     /// Left before unmapping, in `drop`.
     guarded: Option<Guarded>,
 }
@@ -85,7 +88,8 @@ impl Mapping {
             return Err(MapError::BeyondFile { end, file: length });
         }
         // A front-end may cut a region anywhere, but a file is mapped in whole pages, huge ones on hugetlbfs.
-        let page = page_size(&file)?;
+        let system = fstatfs(&file).map_err(io::Error::from)?;
+        let page = page_size(&system)?;
         let lead = offset % page;
         let (Ok(mapped), Ok(lead_len), Ok(len)) = (
             usize::try_from((lead + size).next_multiple_of(page)),
@@ -114,6 +118,7 @@ impl Mapping {
             mapped,
             lead: lead_len,
             len,
+            tells_residence: numa::tells_residence(&file, &system),
             guarded: None,
         };
         // A core dump of the switch must not carry its guests' memory. Advice only: a kernel without it changes nothing.
@@ -132,6 +137,11 @@ impl Mapping {
         unsafe { Span::new(self.start.add(self.lead), self.len) }
     }
 
+    /// Which of its pages are there can be asked, and those entered in our tables.
+    pub(super) fn tells_residence(&self) -> bool {
+        self.tells_residence
+    }
+
     pub(super) fn poisoned(&self) -> bool {
         self.guarded.as_ref().is_some_and(Guarded::poisoned)
     }
@@ -146,10 +156,9 @@ impl Drop for Mapping {
     }
 }
 
-fn page_size(file: impl AsFd) -> io::Result<u64> {
-    let stat = fstatfs(file)?;
-    let page = if stat.f_type as u64 == HUGETLBFS_MAGIC {
-        stat.f_bsize as u64
+fn page_size(system: &StatFs) -> io::Result<u64> {
+    let page = if system.f_type as u64 == HUGETLBFS_MAGIC {
+        system.f_bsize as u64
     } else {
         rustix::param::page_size() as u64
     };

@@ -3,24 +3,32 @@
 //! The kernel says so page by page (`move_pages(2)` without targets), but only of pages in our own page tables, and those
 //! get there when we first touch them. Touching what the guest has not would take memory from the host. So a page that is
 //! not there is looked for in its file (`mincore(2)`), and if it has it, entered in our tables (`MADV_POPULATE_READ`) and
-//! asked for again. Of huge pages `mincore` knows only those that we have touched, which those of the rings always are.
+//! asked for again.
+//!
+//! That is done with files that [tell](tells_residence) only. Others are a front-end's choice that may lie or never answer:
+//! of them, and of huge pages, those are known that we have touched, which those of the rings always are.
 //!
 //! A sample is [`SAMPLES`] pages, evenly spread over the bytes of all regions, one more for each region, and those where
 //! a ring begins. What the kernel does not let us ask is [`MemoryNode::Unknown`].
 //!
-//! The first look at a guest takes about half a millisecond, further ones some 20 µs. They are for the control side, never
-//! for a worker: the memory may end with one, and unmapping takes long.
+//! The first look at a guest takes about half a millisecond, further ones some 20 µs. They are for threads that may wait,
+//! never for a worker: the memory may end with one, and unmapping takes long.
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 use std::sync::{Arc, Weak};
 
+use rustix::fs::StatFs;
 use rustix::mm::Advice;
 use rustix::param::page_size;
 
-use super::{GuestMemory, UserAddr};
+use super::{GuestMemory, Region, UserAddr};
 
 /// Pages looked at, besides one for each region and those of the ring.
 const SAMPLES: u64 = 128;
+
+/// `f_type` of memfds and of files in shared memory, unless they are on huge pages.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// On which NUMA node memory lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -58,8 +66,8 @@ impl MemoryNode {
     }
 }
 
-/// A ring's guest memory, to be asked again and again where it lies. Keeps none of it mapped.
-#[derive(Clone, Debug)]
+/// A ring's guest memory, to be asked again and again where it lies. Keeps none of it mapped. The default one has none.
+#[derive(Clone, Debug, Default)]
 pub struct MemoryProbe {
     memory: Weak<GuestMemory>,
     /// Where the ring's parts begin.
@@ -88,8 +96,7 @@ impl MemoryProbe {
         };
         let mut pages = sample(&memory);
         let parts = self.ring.iter();
-        let parts = parts.filter_map(|part| memory.resolve_user(*part, 1));
-        pages.extend(parts.map(|span| page_of(span.as_ptr())));
+        pages.extend(parts.filter_map(|part| ring_page(&memory, *part)));
         let node = MemoryNode::of_pages(&nodes_of(&pages));
         // Until here, so that what was asked for was this guest's.
         drop(memory);
@@ -102,33 +109,89 @@ fn page_of(byte: *mut u8) -> *mut u8 {
     byte.map_addr(|addr| addr & !(page_size() - 1))
 }
 
+/// Whether the kernel tells which pages this file has, and enters them in our tables without asking anybody.
+///
+/// It does for files on tmpfs, memfds among them. Elsewhere a page may be a front-end's to give, and never come (FUSE); on
+/// huge pages `mincore` knows those only that are in our tables already. And it tells only who owns the file or could open
+/// it for writing (`can_do_mincore` in `mm/mincore.c`, since Linux 5.2): for anybody else all pages are there. The second
+/// is asked of the kernel here, which knows about groups, lists and capabilities; those before 5.8 do not answer.
+///
+/// This is so when the file is mapped. A front-end that takes the permission away later can make us take memory for its
+/// file, which it can as well by offering untouched pages as buffers.
+pub(super) fn tells_residence(file: impl AsFd, system: &StatFs) -> bool {
+    let may_write = || {
+        // SAFETY: a question about an open descriptor, with an empty path that is terminated.
+        let refused = unsafe {
+            libc::syscall(
+                libc::SYS_faccessat2,
+                file.as_fd().as_raw_fd(),
+                c"".as_ptr(),
+                libc::W_OK,
+                libc::AT_EMPTY_PATH | libc::AT_EACCESS,
+            )
+        };
+        refused == 0
+    };
+    system.f_type as u64 == TMPFS_MAGIC && may_write()
+}
+
+/// A page to ask about.
+#[derive(Clone, Copy)]
+struct Page {
+    start: *mut u8,
+    /// Its file tells whether it has it.
+    told: bool,
+}
+
+impl Page {
+    fn new(byte: *mut u8, region: &Region) -> Self {
+        Self {
+            start: page_of(byte),
+            told: region.tells_residence(),
+        }
+    }
+}
+
 /// Pages spread evenly over all regions, by their bytes.
-fn sample(memory: &GuestMemory) -> Vec<*mut u8> {
+fn sample(memory: &GuestMemory) -> Vec<Page> {
     let step = (memory.bytes() / SAMPLES).max(page_size() as u64) as usize;
     let mut pages = Vec::new();
     for region in memory.regions() {
         let span = region.span();
         let middle = step.min(span.len()) / 2;
         let places = (middle..span.len()).step_by(step);
-        pages.extend(places.map(|at| page_of(span.skip(at).as_ptr())));
+        pages.extend(places.map(|at| Page::new(span.skip(at).as_ptr(), region)));
     }
     pages
 }
 
+/// Where a part of a ring begins.
+fn ring_page(memory: &GuestMemory, part: UserAddr) -> Option<Page> {
+    let byte = memory.resolve_user(part, 1)?.as_ptr();
+    let holds = |region: &&Arc<Region>| {
+        let span = region.span();
+        byte.addr().wrapping_sub(span.as_ptr().addr()) < span.len()
+    };
+    let region = memory.regions().iter().find(holds)?;
+    Some(Page::new(byte, region))
+}
+
 /// The node of each of these pages, or a negative error number, also if there is none at the address.
-fn nodes_of(pages: &[*mut u8]) -> Vec<i32> {
-    let refused = || vec![-libc::EPERM; pages.len()];
-    let Some(nodes) = ask(pages) else {
+fn nodes_of(pages: &[Page]) -> Vec<i32> {
+    let starts: Vec<_> = pages.iter().map(|page| page.start).collect();
+    let refused = || vec![-libc::EPERM; starts.len()];
+    let Some(nodes) = ask(&starts) else {
         return refused();
     };
     let absent = pages.iter().zip(&nodes).filter(|(_, node)| **node < 0);
-    match absent.filter(|(page, _)| enter(**page)).count() {
+    let told = absent.filter(|(page, _)| page.told);
+    match told.filter(|(page, _)| enter(page.start)).count() {
         0 => nodes,
-        _ => ask(pages).unwrap_or_else(refused),
+        _ => ask(&starts).unwrap_or_else(refused),
     }
 }
 
-/// Enters a page in our tables, if its file has it; true if that was tried.
+/// Enters a page in our tables, if its file has it, which it must tell; true if that was tried.
 fn enter(page: *mut u8) -> bool {
     let mut resident = 0_u8;
     // SAFETY: a question about one page, answered in one byte.
@@ -230,12 +293,13 @@ mod tests {
         for region in memory.regions() {
             let start = region.span().as_ptr().addr();
             let within =
-                |page: &&*mut u8| (start..start + region.span().len()).contains(&page.addr());
+                |page: &&Page| (start..start + region.span().len()).contains(&page.start.addr());
             let share = region.spec().size * SAMPLES / memory.bytes();
             let count = pages.iter().filter(within).count() as u64;
             assert!(count >= share.max(1), "{count} of {share}");
         }
-        assert!(pages.iter().all(|page| page.addr() % page_size() == 0));
+        let whole = |page: &Page| page.start.addr().is_multiple_of(page_size());
+        assert!(pages.iter().all(whole));
         assert!(sample(&GuestMemory::empty()).is_empty());
     }
 
@@ -306,11 +370,89 @@ mod tests {
         }
     }
 
+    /// Only a thread's own rights change: what libc does for all threads of a process is not used.
+    fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        let nobody = rustix::process::Uid::from_raw(65534);
+        let keep = None::<rustix::process::Uid>;
+        let renounce = move || rustix::thread::set_thread_res_uid(keep, nobody, keep);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                renounce().unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    /// To who may not know what a file has, the kernel says that it has everything.
+    #[test]
+    fn a_file_that_does_not_tell_is_not_entered() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can become somebody who may not know");
+            return;
+        }
+        let (node, core) = nodes()[0];
+        let of_mode = |mode| {
+            let fd = file(16 << 20);
+            rustix::fs::fchmod(&fd, rustix::fs::Mode::from_raw_mode(mode)).unwrap();
+            fd
+        };
+        let (closed, open) = (of_mode(0o600), of_mode(0o666));
+        as_nobody(|| {
+            let hidden = memory(&closed, 16 << 20);
+            let answer = probe(&hidden).ask();
+            assert_eq!(held(&closed), 0, "asking took memory");
+            assert_eq!(answer, MemoryNode::Unknown);
+            assert!(!hidden.regions().iter().any(|r| r.tells_residence()));
+            touch(&closed, 0..4096, core);
+            assert_eq!(probe(&hidden).ask(), MemoryNode::Unknown);
+            let first = hidden.regions()[0].span().as_ptr();
+            // SAFETY: within the mapping.
+            let _ = unsafe { first.read_volatile() };
+            let told = memory(&open, 16 << 20);
+            assert!(told.regions().iter().all(|r| r.tells_residence()));
+            assert_eq!(probe(&told).ask(), MemoryNode::Unknown);
+            assert_eq!(held(&open), 0, "asking took memory");
+            touch(&open, 0..4096, core);
+            if !refused() {
+                let here = MemoryNode::One(node);
+                assert_eq!(probe(&hidden).ask(), here, "the ring's page is in use");
+                assert_eq!(probe(&told).ask(), here);
+            }
+        });
+    }
+
+    /// A file's pages may be somebody else's to give.
+    #[test]
+    fn a_file_that_is_not_in_memory_is_not_entered() {
+        let path = std::env::current_exe().unwrap();
+        let path = path.with_extension(format!("numa-{}", std::process::id()));
+        let fd = OwnedFd::from(
+            std::fs::File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .unwrap(),
+        );
+        std::fs::remove_file(path).unwrap();
+        if rustix::fs::fstatfs(&fd).unwrap().f_type as u64 == TMPFS_MAGIC {
+            println!("skipped: the build's folder is in memory");
+            return;
+        }
+        rustix::fs::ftruncate(&fd, 1 << 20).unwrap();
+        let memory = memory(&fd, 1 << 20);
+        touch(&fd, 0..256, nodes()[0].1);
+        assert_eq!(probe(&memory).ask(), MemoryNode::Unknown);
+        let pages: Vec<_> = sample(&memory).iter().map(|page| page.start).collect();
+        let there = ask(&pages).unwrap_or_default();
+        assert!(there.iter().all(|node| *node < 0), "entered: {there:?}");
+    }
+
     /// Whether the kernel does not even tell where this function's own stack lies.
     fn refused() -> bool {
         let mut here = 0_u8;
         let page = [page_of(&raw mut here)];
-        let nodes = nodes_of(&page);
-        nodes.iter().all(|node| *node < 0)
+        ask(&page).is_none_or(|nodes| nodes.iter().all(|node| *node < 0))
     }
 }

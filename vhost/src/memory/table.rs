@@ -108,6 +108,10 @@ impl Region {
         self.mapping.span()
     }
 
+    pub(super) fn tells_residence(&self) -> bool {
+        self.mapping.tells_residence()
+    }
+
     /// Guest addresses are below this.
     fn end(&self) -> u64 {
         // Checked in `map`.

@@ -24,7 +24,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 #[cfg(feature = "dpdk")]
@@ -45,7 +45,7 @@ use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
 use crate::forward::PortRef;
 use crate::forward::share::Share;
 use crate::mailbox::Mailbox;
-use home::{Candidate, Home};
+use home::{Candidate, Errand, Home};
 
 /// How long a move waits for a NIC to send what the last owner gave it.
 pub const SETTLE: Duration = Duration::from_micros(200);
@@ -148,6 +148,10 @@ pub struct Workers {
     arrived: Condvar,
     moves: AtomicU64,
     unsettled: AtomicU64,
+    /// Who asks where guests' memory lies.
+    homes: Errand,
+    /// For threads that must not keep it.
+    own: Weak<Workers>,
 }
 
 #[derive(Default)]
@@ -248,7 +252,7 @@ impl Workers {
     /// # Errors
     /// A thread or descriptor that the system did not give.
     pub fn start(wanted: &[Wanted], shared: &Arc<Shared>) -> io::Result<Arc<Self>> {
-        let workers = Arc::new(Workers {
+        let workers = Arc::new_cyclic(|own| Workers {
             shared: Arc::clone(shared),
             #[cfg(feature = "dpdk")]
             retas: Mutex::default(),
@@ -256,6 +260,8 @@ impl Workers {
             arrived: Condvar::new(),
             moves: AtomicU64::new(0),
             unsettled: AtomicU64::new(0),
+            homes: Errand::default(),
+            own: Weak::clone(own),
         });
         match workers.prepare(wanted) {
             Ok(change) => workers.commit(change),
@@ -731,7 +737,7 @@ mod tests {
     use crate::forward::{PortIndex, PortRef};
     use crate::worker::bell::Bell;
 
-    fn shared() -> Arc<Shared> {
+    pub(super) fn shared() -> Arc<Shared> {
         Arc::new(Shared {
             snapshot: arc_swap::ArcSwap::default(),
             clock: 0.into(),

@@ -679,7 +679,7 @@ impl Brain {
         if plan.moves.is_empty() && self.duties.shares() {
             self.share(now, (&list, &queues), &before, elapsed, workers);
         }
-        // Last, because it takes time: at the next look.
+        // What is learned counts at the next look.
         workers.look_for_homes(now);
         outcome
     }
