@@ -54,7 +54,7 @@ struct Owned<Q> {
     key: QueueKey,
     queue: Q,
     vitals: Arc<QueueVitals>,
-    /// When it was last seen empty, or came.
+    /// When it was last seen empty, or held, or came.
     emptied: Instant,
     /// It cannot wake the worker.
     timed: bool,
@@ -92,6 +92,17 @@ impl<Q> Owned<Q> {
         self.inflow.came(frames);
         *clock = now;
         true
+    }
+
+    /// Whether it may be polled at this time. What waits in a queue that is held waits for others, and not for its owner.
+    #[cfg(feature = "dpdk")]
+    #[inline(always)]
+    fn is_open(&mut self, clock: Instant) -> bool {
+        let open = self.gate.is_open(clock);
+        if !open {
+            self.emptied = clock;
+        }
+        open
     }
 }
 
@@ -354,7 +365,7 @@ impl Queues {
         }
         #[cfg(feature = "dpdk")]
         for nic in &mut self.nics {
-            if !nic.gate.is_open(*clock) {
+            if !nic.is_open(*clock) {
                 continue;
             }
             if let Some(ingress) = snapshot.live(nic.key.port) {
@@ -409,7 +420,7 @@ impl Queues {
         }
     }
 
-    /// When the queue that has waited longest was last seen empty.
+    /// When the queue that has waited longest was last seen empty, or was last held.
     pub(super) fn emptied(&self) -> Option<Instant> {
         let guests = self.guests.iter().map(|q| q.emptied);
         #[cfg(feature = "dpdk")]
@@ -514,5 +525,33 @@ impl Queues {
         }
         #[cfg(not(feature = "dpdk"))]
         let _ = woken;
+    }
+}
+
+#[cfg(all(test, feature = "dpdk"))]
+mod tests {
+    use super::super::gate::HOLD;
+    use super::*;
+    use crate::forward::PortIndex;
+
+    #[test]
+    fn a_queue_that_is_held_is_no_delay() {
+        let port = PortRef {
+            index: PortIndex(0),
+            incarnation: 0,
+        };
+        let mut queue = Owned::new(QueueKey { port, queue: 0 }, (), Arc::default());
+        let t = queue.emptied;
+        assert!(queue.is_open(t + HOLD) && queue.emptied == t);
+        queue.gate.hold(t);
+        assert!(!queue.is_open(t + HOLD / 2));
+        assert_eq!(queue.emptied, t + HOLD / 2);
+        queue.gate.release();
+        assert!(queue.is_open(t + HOLD));
+        assert_eq!(
+            queue.emptied,
+            t + HOLD / 2,
+            "it is its owner's from then on"
+        );
     }
 }
