@@ -398,6 +398,8 @@ mod tests {
             fd
         };
         let (closed, open) = (of_mode(0o600), of_mode(0o666));
+        // Known once it was asked for, and with older kernels only the process's owner may ask.
+        let _ = rustix::param::page_size();
         as_nobody(|| {
             let hidden = memory(&closed, 16 << 20);
             let answer = probe(&hidden).ask();
