@@ -96,14 +96,42 @@ pub(crate) fn run_for(time_ms: u64, lanes: &mut [Lane<'_>]) -> Result<(Duration,
     }
 }
 
+/// How long somebody has waited who may be kept from his processor meanwhile: that is no waiting.
+struct Wait {
+    until: Instant,
+    last: Instant,
+}
+
+/// Between two looks nobody takes so long by himself.
+const ABSENT: Duration = Duration::from_millis(100);
+
+impl Wait {
+    fn new(now: Instant) -> Self {
+        Self {
+            until: now + RETURN,
+            last: now,
+        }
+    }
+
+    /// Whether [`RETURN`] is over, of the time in which it was looked.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let since = now.duration_since(self.last);
+        if since > ABSENT {
+            self.until += since;
+        }
+        self.last = now;
+        now > self.until
+    }
+}
+
 /// Receives with `receive` until all that was sent has come back to its sender, and either has arrived
 /// or nothing more comes.
 pub(crate) fn wind_down(
     lanes: &mut [Lane<'_>],
     mut receive: impl FnMut(&mut Lane<'_>) -> Result<u16>,
 ) -> Result<()> {
-    let until = Instant::now() + RETURN;
     let mut last = Instant::now();
+    let mut wait = Wait::new(last);
     loop {
         let (mut held, mut whole) = (false, true);
         for lane in &mut *lanes {
@@ -117,7 +145,7 @@ pub(crate) fn wind_down(
         if !held && (whole || last.elapsed() >= QUIET) {
             return Ok(());
         }
-        if Instant::now() > until {
+        if wait.is_over(Instant::now()) {
             return Err(Error::Held(RETURN.as_secs()));
         }
     }
@@ -133,7 +161,8 @@ pub(crate) fn checked(tally: &Tally) -> Result<()> {
 
 /// Throws away what is left of whatever was before.
 pub(crate) fn settle(wire: &mut Wire) -> Result<()> {
-    let (mut last, until) = (Instant::now(), Instant::now() + RETURN);
+    let mut last = Instant::now();
+    let mut wait = Wait::new(last);
     while last.elapsed() < QUIET {
         wire.a.tx.reclaim()?;
         wire.b.tx.reclaim()?;
@@ -141,7 +170,7 @@ pub(crate) fn settle(wire: &mut Wire) -> Result<()> {
         if got > 0 || wire.a.tx.ring().chains() + wire.b.tx.ring().chains() > 0 {
             last = Instant::now();
         }
-        if last > until {
+        if wait.is_over(Instant::now()) {
             return Err(Error::Held(RETURN.as_secs()));
         }
     }
@@ -151,6 +180,16 @@ pub(crate) fn settle(wire: &mut Wire) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_kept_from_his_processor_does_not_wait() {
+        let start = Instant::now();
+        let mut wait = Wait::new(start);
+        assert!(!wait.is_over(start + 3 * RETURN), "it was away");
+        let steps = (1..1000).map(|n| 3 * RETURN + n * ABSENT / 2);
+        let over = steps.into_iter().find(|t| wait.is_over(start + *t));
+        assert_eq!(over, Some(4 * RETURN + ABSENT / 2));
+    }
 
     #[test]
     fn wrong_order_and_strangers_are_errors() {
