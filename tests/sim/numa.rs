@@ -10,6 +10,7 @@ use vswitch_api::rpc::{NoParams, SteerAction, SteerSetParams, SteeredQueue, meth
 use vswitch_simguest::memory::Layout;
 use vswitch_tests::{Error, Result, RunDir, Switch, cases, check, skip};
 
+use crate::config::apply;
 use crate::load::Load;
 use crate::setup::{Net, SOON, port};
 
@@ -123,9 +124,13 @@ fn queues_go_home(dir: &RunDir) -> Result<()> {
     let [(_, here), (_, there), ..] = nodes()?[..] else {
         skip!("queues have one home where there is one node")
     };
-    let workers = format!("workers: [{{ core: {here} }}, {{ core: {there} }}]\n");
-    let config = format!("{workers}steering: {{ scale: all }}\n{}", ports(4));
-    let mut net = Net::new(dir, &config, 0)?;
+    let config = |rebalance: &str| {
+        let workers = format!("workers: [{{ core: {here} }}, {{ core: {there} }}]\n");
+        let steering = format!("steering: {{ scale: all, rebalance: {rebalance} }}\n");
+        format!("{workers}{steering}{}", ports(4))
+    };
+    // A few frames at once are a load worth evening out where processors are slow.
+    let mut net = Net::new(dir, &config("off"), 0)?;
     for core in [here, here, there, there] {
         guest_on(&mut net, core, &Layout::single(16 << 20))?;
     }
@@ -146,6 +151,7 @@ fn queues_go_home(dir: &RunDir) -> Result<()> {
         load.wait_more(100)?;
         set(&net.switch, n, None)?;
     }
+    apply(&net.switch, dir, &config("auto"))?;
     let home = || all_home(&net.switch);
     net.switch
         .until("everybody to be at home", SOON * 4, home)?;
