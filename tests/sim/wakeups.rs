@@ -139,30 +139,20 @@ fn idle_costs_nothing(dir: &RunDir) -> Result<()> {
     Ok(())
 }
 
-/// A switch and two guests that have talked may use so many percent of a core afterwards. It is watched for longer if that
-/// takes more: what it still had to do, and what the processor's other users do to its time, happens once, and what
-/// rest costs goes on.
+/// A switch and two guests that have talked may use so many percent of a core afterwards.
 fn idle(dir: &RunDir, mode: Mode, watched: Duration, percent: f64) -> Result<()> {
     let mut net = Net::with(dir, THREE, 2, |_, b| b.mode(mode))?;
     net.introduce()?;
     for n in 0..100 {
         one(&mut net, 1, 2, n)?;
     }
-    let (before, started) = (net.switch.process()?.cpu_time()?, Instant::now());
-    loop {
-        std::thread::sleep(watched);
-        let used = net.switch.process()?.cpu_time()? - before;
-        let took = started.elapsed();
-        let share = used.as_secs_f64() / took.as_secs_f64() * 100.0;
-        if share < percent {
-            break;
-        }
-        check!(
-            took < watched * 10,
-            "the idle switch with two guests ({mode:?}) used {share:.2} % of a core over {took:?}; threads and their ns: {}",
-            threads(net.switch.process()?.id())
-        );
-    }
+    let process = net.switch.process()?;
+    let share = process.rest(watched, percent / 100.0)? * 100.0;
+    check!(
+        share < percent,
+        "the idle switch with two guests ({mode:?}) used {share:.2} % of a core over {watched:?} and more; threads and their ns: {}",
+        threads(process.id())
+    );
     net.close_books()
 }
 
