@@ -219,11 +219,14 @@ mod tests {
     #[test]
     fn who_rests_is_seen_to_and_who_does_not_as_well() {
         let dir = RunDir::new().unwrap();
-        let look = Duration::from_millis(20);
+        let look = Duration::from_millis(100);
         let sleeper = Process::start(&dir, "sleeper", "sleep", ["1000"]).unwrap();
         assert!(sleeper.rest(look, 0.5).unwrap() < 0.5);
         let busy = ["-c", "while :; do :; done"];
         let busy = Process::start(&dir, "busy", "sh", busy).unwrap();
+        while busy.cpu_time().unwrap().is_zero() {
+            std::thread::sleep(LOOK_AGAIN);
+        }
         assert!(busy.rest(look, 0.001).unwrap() > 0.001);
     }
 
