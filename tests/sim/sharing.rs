@@ -14,7 +14,7 @@ use vswitch_tests::{Error, Result, RunDir, Switch, cases, check, machine};
 use crate::config::apply;
 use crate::load::Load;
 use crate::setup::{Net, SOON, numbered, port};
-use crate::workers::{lists, ports, set, steered, two_cores, with_workers};
+use crate::workers::{lists, ports, set, steered, two_cores, with_still_workers as with_workers};
 
 cases!("sharing":
     a_shared_queue_keeps_order_and_loses_nothing,
@@ -193,7 +193,9 @@ fn what_cannot_be_shared_is_refused(dir: &RunDir) -> Result<()> {
         _ => builder,
     };
     let config = with_workers(&lists[0].0, &ports(2));
-    let net = Net::with(dir, &config, 2, packed)?;
+    let mut net = Net::with(dir, &config, 2, packed)?;
+    // Their queues are with the switch, not only their links up.
+    net.introduce()?;
     let on = |n| share(&net.switch, n, ShareWish::On);
     refused(on(2), code::UNSUPPORTED)?;
     refused(on(3), code::NOT_FOUND)?;
