@@ -58,18 +58,20 @@ fn a_sleeping_switch_wakes_for_one_frame(dir: &RunDir) -> Result<()> {
                 with(if n == 1 { sender } else { receiver }, b)
             })?;
             net.introduce()?;
-            let mut quickest = Duration::MAX;
+            let mut took = Vec::new();
             for number in 0..machine::rounds(3, 100) {
                 net.switch.until("the worker to sleep", LOST, || {
                     let asleep = net.switch.show()?.workers.iter().all(|w| w.asleep);
                     check!(asleep, "a worker is awake though nothing happens");
                     Ok(())
                 })?;
-                quickest = quickest.min(one(&mut net, 1, 2, number)?);
+                took.push(one(&mut net, 1, 2, number)?);
             }
+            took.sort_unstable();
+            let median = took[took.len() / 2];
             check!(
-                quickest < PROMPT,
-                "from {sender:?} to {receiver:?} (mode, event index) every frame took {quickest:?} or more"
+                median < PROMPT,
+                "from {sender:?} to {receiver:?} (mode, event index) half of the frames took {median:?} or more"
             );
             net.close_books()?;
         }
