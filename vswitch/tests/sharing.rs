@@ -541,7 +541,9 @@ fn the_steward_has_a_hot_queue_shared_and_takes_it_back() {
             let list = world.workers.list();
             list.iter().any(|w| w.index == worker && w.resting)
         };
-        assert!(!rests(world.other), "who helps is in use");
+        // Where nothing is gained it ends soon, and then the other may rest.
+        let rests = rests(world.other);
+        assert!(!rests || helper().is_none(), "who helps is in use");
     });
     // Nothing comes any more.
     soon("the queue is its owner's alone", || helper().is_none());

@@ -1,14 +1,18 @@
 //! Who helps whom: hot queues get helpers and lose them, by load or because the operator wants it.
 
 use std::collections::BTreeMap;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::super::QueueKey;
+use super::super::node::Kin;
 use super::super::registry::sharing::ShareError;
 use super::super::registry::{Asked, QueueSeen, Seen, Workers};
 use super::sharing::{self, Room, Wish};
 use super::trace::What;
 use super::{ASKED, Brain, Known};
+
+/// While it is being measured what helpers gain, there is a look at least so often.
+const MEASURING: Duration = Duration::from_millis(10);
 
 impl Brain {
     /// Gives a hot queue a helper, or takes one away: what moving queues cannot do.
@@ -54,12 +58,19 @@ impl Brain {
                 load: own.map(|queue| queue.load).sum::<f64>() + 0.0,
                 standing: pulse.standing > 0 && !pulse.asleep,
                 resting: worker.resting,
+                core: worker.wanted.core,
                 node: worker.node,
+                kin: worker.kin,
             }
         };
         let rooms: Vec<_> = list.iter().map(room).collect();
         let at = now.duration_since(self.started);
-        let noted = match self.sharing.look(at, &looks, &rooms) {
+        let length = Duration::from_nanos(elapsed);
+        let wish = self.sharing.look(at, length, &looks, &rooms);
+        if self.sharing.is_measuring() && self.balancer.period() > MEASURING {
+            self.balancer.hurry();
+        }
+        let noted = match wish {
             None => return,
             Some(Wish::Share(queue, helper, why)) => {
                 let shared = workers.share(queue, helper).is_ok();
@@ -104,9 +115,16 @@ impl Brain {
             worker.vitals.read().busy_ns.saturating_sub(before)
         };
         let others = || list.iter().filter(|worker| worker.index != owner);
+        let tenth = self.scaled.elapsed().as_nanos() as u64 / 10;
         others().next().ok_or(ShareError::NoWorker)?;
         let free = others().filter(|worker| !engaged(worker.index));
-        let helper = free.min_by_key(|worker| (busy(worker), worker.queues.len()));
+        let owner = list.iter().find(|worker| worker.index == owner);
+        let kin = owner.map_or_else(Kin::default, |owner| owner.kin);
+        let helper = free.min_by_key(|worker| {
+            let busy = busy(worker);
+            let about = busy / tenth.max(1);
+            (about, kin.distance(worker.kin), busy, worker.queues.len())
+        });
         let helper = helper.ok_or(ShareError::Engaged)?.index;
         workers.share(key, helper)?;
         let now = SystemTime::now();

@@ -17,7 +17,8 @@
 //! is no item for the balancer; its load is taken off its worker's capacity.
 //!
 //! A queue that fills its worker by itself cannot be moved to any avail. It is given a helper where that pays, also one that
-//! rested, and loses it where it does not any longer ([`sharing`]). Meanwhile it does not move, and its helper does not rest.
+//! rested, and loses it where it does not any longer ([`sharing`]); whether it does is measured ([`gain`]). Meanwhile it does
+//! not move, and its helper does not rest.
 //!
 //! # Limits
 //!
@@ -44,6 +45,7 @@ pub use orders::Order;
 use sharing::Sharing;
 use trace::{Decision, Trace, What};
 
+mod gain;
 mod helpers;
 mod orders;
 #[cfg(feature = "dpdk")]
