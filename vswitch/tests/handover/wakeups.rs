@@ -1,9 +1,10 @@
-//! Guests send a frame or a few, wait until they have come, and pause: for so short or so long that workers spin, nap, are
-//! about to sleep, or sleep. Meanwhile queues move, are shared and are fetched by their sessions, and workers come and go.
+//! Guests send a frame or a few, with pauses so short or so long that workers spin, nap, are about to sleep, or sleep.
+//! Meanwhile queues move, are shared and are fetched by their sessions, and workers come and go. Then nothing more happens
+//! until every frame has come: who is asleep on one is not woken by the next.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use vswitch::worker::registry::Wanted;
 use vswitch::worker::{BusyPoll, Workers};
 use vswitch_simguest::features::virtio::{EVENT_IDX, RING_PACKED};
@@ -16,7 +17,7 @@ use crate::world::{Stream, World, wanted};
 const PAIRS: u8 = 4;
 /// How long with each kind of worker.
 const TIME: Duration = Duration::from_millis(1200);
-/// Rounds of each pair at least, however slow the machine is.
+/// Rounds at least, however slow the machine is.
 const ROUNDS: u64 = 20;
 /// What a worker may nap.
 const NAP: Duration = Duration::from_micros(100);
@@ -48,9 +49,9 @@ fn habit(port: u8, guest: Builder) -> Builder {
 /// A pause that a worker does not notice, or spins through, or sleeps through.
 fn pause(dice: &mut Dice) {
     let since = Instant::now();
-    match dice.below(8) {
+    match dice.below(16) {
         0 => {}
-        1 => std::thread::sleep(Duration::from_micros(dice.below(2000))),
+        1 => std::thread::sleep(Duration::from_micros(dice.below(300))),
         2 => std::thread::yield_now(),
         _ => {
             let until = Duration::from_nanos(dice.below(60_000));
@@ -61,83 +62,118 @@ fn pause(dice: &mut Dice) {
     }
 }
 
-/// One pair's rounds, until it is told to end; how many.
-fn exchange(stream: &mut Stream, workers: &Workers, mut dice: Dice, end: &AtomicBool) -> u64 {
-    for round in 0.. {
-        if end.load(Ordering::Relaxed) && round >= ROUNDS {
-            return round;
+/// Where all threads meet between rounds: what the last frames of a round have not woken, nothing else does.
+struct Meeting {
+    state: Mutex<(usize, u64, bool)>,
+    changed: Condvar,
+    threads: usize,
+}
+
+impl Meeting {
+    fn new(threads: usize) -> Self {
+        Meeting {
+            state: Mutex::new((0, 0, true)),
+            changed: Condvar::new(),
+            threads,
         }
-        let mut left = 1 + dice.below(3);
-        let mut patience = Patience::new();
-        while left > 0 || stream.away() > 0 {
-            if left > 0 {
-                // One after the other, so that the last may be the one that finds nobody awake.
-                stream.send(1);
-                left -= 1;
+    }
+
+    /// Waits for all others; false if there is no further round, which is so if anybody says so.
+    fn meet(&self, goes_on: bool) -> bool {
+        let mut state = self.state.lock();
+        state.0 += 1;
+        state.2 &= goes_on;
+        if state.0 == self.threads {
+            (state.0, state.1) = (0, state.1 + 1);
+            self.changed.notify_all();
+        } else {
+            let round = state.1;
+            while state.1 == round && (goes_on && state.2) {
+                self.changed.wait(&mut state);
             }
+        }
+        state.2
+    }
+
+    /// Nobody is to wait for who is about to panic.
+    fn breaks(&self) {
+        self.state.lock().2 = false;
+        self.changed.notify_all();
+    }
+}
+
+/// One pair's rounds: some frames, one after the other, so that the last may be the one that finds nobody awake.
+fn exchange(stream: &mut Stream, workers: &Workers, mut dice: Dice, meeting: &Meeting) {
+    while meeting.meet(true) {
+        for _ in 0..1 + dice.below(3) {
+            pause(&mut dice);
+            stream.send(1);
+            stream.take();
+        }
+        let mut patience = Patience::new();
+        while stream.away() > 0 {
             if stream.take() {
                 patience.renew();
             } else if patience.is_over() {
-                // Whoever else is stuck says so, too.
-                end.store(true, Ordering::Relaxed);
+                meeting.breaks();
                 let stream = stream.report(workers);
-                panic!(
-                    "nobody brings a frame, in round {round}\n{}{stream}",
-                    patience.report()
-                );
-            } else if dice.below(4) == 0 {
+                panic!("nobody brings a frame\n{}{stream}", patience.report());
+            } else {
                 std::thread::yield_now();
             }
         }
-        pause(&mut dice);
     }
-    0
 }
 
 /// What happened to queues and workers meanwhile.
 #[derive(Default, Debug)]
 struct Disturbances {
+    rounds: u64,
     moves: u64,
     shares: u64,
     restarts: u64,
     changes: u64,
 }
 
-/// Until it is told to end. Only guests that send are stopped: what is sent to one that is would be dropped.
+/// A few of them in a round, until the time is over. Only guests that send are stopped: what is sent to one that is would be
+/// dropped.
 fn disturb(
-    workers: &Workers,
-    guests: &mut [SimGuest],
+    (workers, guests): (&Workers, &mut [SimGuest]),
     of: &[Wanted],
-    mut dice: Dice,
-    end: &AtomicBool,
+    time: Duration,
+    meeting: &Meeting,
 ) -> Disturbances {
-    let mut done = Disturbances::default();
-    while !end.load(Ordering::Relaxed) {
-        let queues = workers.queues();
-        let key = queues[dice.below(queues.len() as u64) as usize].key;
-        let some = workers.list();
-        let worker = some[dice.below(some.len() as u64) as usize].index;
-        match dice.below(24) {
-            0 => {
-                let sender = 2 * dice.below(u64::from(PAIRS)) as usize;
-                guests[sender].stop().unwrap();
-                guests[sender].resume().unwrap();
-                // What is acknowledged is done, and all before it.
-                let frontend = guests[sender].frontend().unwrap();
-                frontend.set_vring_enable(1, true).unwrap();
-                done.restarts += 1;
+    let (mut done, mut dice) = (Disturbances::default(), Dice(77));
+    let begun = Instant::now();
+    while meeting.meet(done.rounds < ROUNDS || begun.elapsed() < time) {
+        done.rounds += 1;
+        for _ in 0..dice.below(3) {
+            pause(&mut dice);
+            let queues = workers.queues();
+            let key = queues[dice.below(queues.len() as u64) as usize].key;
+            let list = workers.list();
+            let worker = list[dice.below(list.len() as u64) as usize].index;
+            match dice.below(24) {
+                0 => {
+                    let sender = 2 * dice.below(u64::from(PAIRS)) as usize;
+                    guests[sender].stop().unwrap();
+                    guests[sender].resume().unwrap();
+                    // What is acknowledged is done, and all before it.
+                    let frontend = guests[sender].frontend().unwrap();
+                    frontend.set_vring_enable(1, true).unwrap();
+                    done.restarts += 1;
+                }
+                1 => {
+                    let left_out = usize::from(list.len() == of.len());
+                    let change = workers.prepare(&of[left_out..]).unwrap();
+                    workers.commit(change);
+                    done.changes += 1;
+                }
+                2..6 => done.shares += u64::from(workers.share(key, worker).is_ok()),
+                6 => drop(workers.unshare(key)),
+                _ => done.moves += u64::from(workers.move_queue(key, worker) == Ok(true)),
             }
-            1 => {
-                let count = if some.len() == of.len() { 1 } else { 0 };
-                let change = workers.prepare(&of[count..]).unwrap();
-                workers.commit(change);
-                done.changes += 1;
-            }
-            2..6 => done.shares += u64::from(workers.share(key, worker).is_ok()),
-            6 => drop(workers.unshare(key)),
-            _ => done.moves += u64::from(workers.move_queue(key, worker) == Ok(true)),
         }
-        pause(&mut dice);
     }
     done
 }
@@ -156,32 +192,20 @@ fn nobody_sleeps_on_a_frame() {
         let mut streams: Vec<_> = (0..PAIRS)
             .map(|n| Stream::new(&mut world, 2 * n, 2 * n + 1))
             .collect();
-        let (end, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+        let meeting = Meeting::new(streams.len() + 1);
         let (workers, guests) = (&world.workers, &mut world.guests);
-        let sleeps = || -> u64 {
-            let list = workers.list();
-            list.iter().map(|w| w.vitals.read().sleeps).sum()
-        };
         let done = std::thread::scope(|scope| {
             for (n, stream) in (1..).zip(&mut streams) {
-                let (end, rounds) = (&end, &rounds);
-                scope.spawn(move || {
-                    let of_this = exchange(stream, workers, Dice(n * 0x9e37_79b9), end);
-                    rounds.fetch_add(of_this, Ordering::Relaxed);
-                });
+                let (dice, meeting) = (Dice(n * 0x9e37_79b9), &meeting);
+                scope.spawn(move || exchange(stream, workers, dice, meeting));
             }
-            let disturbing = scope.spawn(|| disturb(workers, guests, &of, Dice(77), &end));
-            let begun = Instant::now();
-            while begun.elapsed() < time && !end.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            end.store(true, Ordering::Relaxed);
-            disturbing.join().unwrap()
+            disturb((workers, guests), &of, time, &meeting)
         });
-        println!(
-            "{busy_poll:?}, {max_sleep:?}: {rounds:?} rounds, at least {} sleeps, {done:?}",
-            sleeps()
-        );
+        let list = workers.list();
+        let sleeps = list.iter().map(|w| w.vitals.read().sleeps);
+        let sleeps: u64 = sleeps.sum();
+        println!("{busy_poll:?}, {max_sleep:?}: at least {sleeps} sleeps, {done:?}");
+        assert!(sleeps > 0, "nobody ever slept");
         for (n, stream) in (0..).zip(&streams) {
             let (tally, sent) = (stream.meter.tally(), stream.generator.sent());
             assert_eq!(
