@@ -51,6 +51,19 @@ fn threads() -> BTreeMap<String, Thread> {
     tasks.filter_map(thread).collect()
 }
 
+/// What everybody had of the time between two looks.
+fn had(
+    before: &BTreeMap<String, Thread>,
+    now: &BTreeMap<String, Thread>,
+    elapsed: Duration,
+) -> Duration {
+    let each = now.iter().map(|(number, thread)| {
+        let before = before.get(number).filter(|_| thread.state != 'S');
+        before.map_or(elapsed, |before| thread.ran.saturating_sub(before.ran))
+    });
+    each.fold(elapsed, Duration::min)
+}
+
 /// See the module's page.
 pub(crate) struct Patience {
     since: Instant,
@@ -91,11 +104,7 @@ impl Patience {
             self.at_first = Some(self.threads.clone());
             return false;
         }
-        let free = self.threads.iter().map(|(number, thread)| {
-            let before = before.get(number).filter(|_| thread.state != 'S');
-            before.map_or(elapsed, |before| thread.ran.saturating_sub(before.ran))
-        });
-        self.worn += free.fold(2 * LOOK, Duration::min).min(elapsed);
+        self.worn += had(&before, &self.threads, elapsed.min(2 * LOOK));
         self.worn > LIMIT || now.duration_since(self.since) > END
     }
 
@@ -122,23 +131,32 @@ impl Patience {
 }
 
 #[test]
-fn a_sleeper_has_time_and_who_never_ends_has_it_too() {
-    let spinning = std::sync::atomic::AtomicBool::new(true);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while spinning.load(std::sync::atomic::Ordering::Relaxed) {
-                std::hint::spin_loop();
-            }
-        });
-        let mut patience = Patience::new();
-        // Enough looks for the spinning one to have had some of the time, on any machine.
-        while patience.worn < 3 * LOOK {
-            assert!(!patience.is_over(), "{}", patience.report());
-            std::thread::sleep(LOOK / 10);
-        }
-        spinning.store(false, std::sync::atomic::Ordering::Relaxed);
-        assert!(patience.since.elapsed() >= patience.worn);
-        patience.renew();
-        assert_eq!(patience.worn, Duration::ZERO);
-    });
+fn who_is_kept_from_his_processor_has_no_time() {
+    let ms = Duration::from_millis;
+    let all = |threads: &[(&str, char, u64)]| {
+        let thread = |(number, state, ran): &(&str, char, u64)| {
+            let thread = Thread {
+                name: "any".into(),
+                state: *state,
+                ran: ms(*ran),
+                kept: Duration::ZERO,
+            };
+            ((*number).to_owned(), thread)
+        };
+        threads.iter().map(thread).collect::<BTreeMap<_, _>>()
+    };
+    let before = all(&[("1", 'S', 5), ("2", 'R', 5)]);
+    let had = |now: &[(&str, char, u64)]| had(&before, &all(now), ms(60));
+    assert_eq!(had(&[("1", 'S', 5), ("2", 'S', 9)]), ms(60), "all sleep");
+    assert_eq!(had(&[("1", 'S', 5), ("2", 'R', 45)]), ms(40), "it has run");
+    assert_eq!(had(&[("1", 'R', 5), ("2", 'S', 45)]), ms(0), "it wants to");
+    assert_eq!(had(&[("3", 'R', 5)]), ms(60), "not known before");
+    assert!(threads().values().any(|thread| !thread.ran.is_zero()));
+    let mut patience = Patience::new();
+    while patience.worn.is_zero() {
+        assert!(!patience.is_over(), "{}", patience.report());
+        std::thread::sleep(LOOK / 10);
+    }
+    patience.renew();
+    assert!(patience.worn.is_zero());
 }
