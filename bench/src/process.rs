@@ -106,8 +106,33 @@ impl Process {
     pub(crate) fn explain(&self, error: Error) -> Error {
         match error {
             Error::SplitOnly => error,
+            Error::Held(_) | Error::Silent(_) => {
+                self.complain(&format!("{error}; its threads: {}", self.threads()))
+            }
             error => self.complain(&error.to_string()),
         }
+    }
+
+    /// Its threads: whether each sleeps (`S`) or wants to run, and its times, milliseconds. Who is kept from its processor
+    /// holds on to frames, too.
+    fn threads(&self) -> String {
+        let thread = |task: std::path::PathBuf| {
+            let read = |file| std::fs::read_to_string(task.join(file)).ok();
+            let stat = read("stat")?;
+            let state = stat.rsplit_once(") ")?.1.chars().next()?;
+            let times = read("schedstat")?;
+            let mut ms = times
+                .split(' ')
+                .map(|ns| ns.parse::<u64>().unwrap_or_default() / 1_000_000);
+            let (ran, kept) = (ms.next()?, ms.next()?);
+            Some(format!(
+                "{} {state} ran {ran} kept {kept}",
+                read("comm")?.trim()
+            ))
+        };
+        let threads = crate::interference::threads_of(self.pid());
+        let threads: Vec<_> = threads.into_iter().filter_map(thread).collect();
+        threads.join(", ")
     }
 
     /// An error about this process, with the end of its log.
@@ -144,6 +169,11 @@ mod tests {
             let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", busy.pid())).unwrap();
             stat.split(' ').next().unwrap().parse::<u64>().unwrap()
         };
+        let held = busy.explain(Error::Held(5)).to_string();
+        assert!(
+            held.contains("its threads: ") && held.contains(" kept "),
+            "{held}"
+        );
         busy.stop().unwrap();
         let before = used(&busy);
         std::thread::sleep(Duration::from_millis(30));

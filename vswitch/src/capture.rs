@@ -105,7 +105,8 @@ impl Tap {
         })
     }
 
-    /// What waits, up to about `limit` bytes, and how many were lost since the last time.
+    /// What waits, up to about `limit` bytes, and how many were lost since the last time. What is left after some was taken
+    /// makes it readable again; who takes nothing comes back by himself.
     pub fn take(&self, limit: usize) -> (Vec<Captured>, u64) {
         let mut taken = 0;
         let mut letters = self.queue.drain();
@@ -115,6 +116,9 @@ impl Tap {
             Some(frame)
         })
         .collect();
+        if limit > 0 && taken >= limit {
+            self.queue.ring();
+        }
         self.bytes.fetch_sub(taken, Ordering::Relaxed);
         (frames, self.lost.swap(0, Ordering::Relaxed))
     }
@@ -180,5 +184,47 @@ impl Taps {
             };
             tap.put(captured);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    fn is_readable(tap: &Tap) -> bool {
+        let mut fds = [PollFd::new(&tap.queue, PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+    }
+
+    /// Nothing more may be captured, and then nobody else says so.
+    #[test]
+    fn what_is_left_is_not_forgotten() {
+        let tap = Tap::new(Filter::default()).unwrap();
+        for n in 0..5 {
+            tap.put(Captured {
+                port: "a".into(),
+                direction: Direction::Rx,
+                reason: None,
+                ns: n,
+                len: 100,
+                data: vec![0; 100],
+            });
+        }
+        let taken = |limit| {
+            let (frames, lost) = tap.take(limit);
+            assert_eq!(lost, 0);
+            frames.iter().map(|frame| frame.ns).collect::<Vec<_>>()
+        };
+        assert!(is_readable(&tap));
+        assert_eq!(taken(150), [0, 1]);
+        assert!(is_readable(&tap), "three are left");
+        assert!(
+            taken(0).is_empty(),
+            "a slow reader comes back when it has room"
+        );
+        assert!(!is_readable(&tap), "and is not woken until then");
+        assert_eq!(taken(1000), [2, 3, 4]);
+        assert!(!is_readable(&tap));
     }
 }

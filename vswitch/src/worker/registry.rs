@@ -397,12 +397,14 @@ impl Workers {
     /// its port is [forgotten](Self::forget), also while the queue is away.
     ///
     /// # Errors
-    /// There is no such queue.
+    /// There is no such queue, or its worker is about to leave: where would it be attached when it comes back?
     pub fn pin(&self, key: QueueKey, pinned: bool) -> Result<(), MoveError> {
         let mut table = self.table.lock();
         let at = table.queues.get(&key).map(Place::at);
         if pinned {
-            table.pins.insert(key, at.ok_or(MoveError::NoQueue)?);
+            let at = at.ok_or(MoveError::NoQueue)?;
+            table.here(at).ok_or(MoveError::NoWorker)?;
+            table.pins.insert(key, at);
         } else if table.pins.remove(&key).is_none() {
             at.ok_or(MoveError::NoQueue)?;
         }
@@ -826,6 +828,30 @@ mod tests {
         assert_eq!(workers.move_queue(key, 1), Err(MoveError::NoWorker));
         assert_eq!(workers.pin(key, true), Err(MoveError::NoQueue));
         assert!(workers.detach(key).is_none() && workers.owner(key).is_none());
+        workers.stop();
+    }
+
+    /// A queue that came back would be given to a worker that is gone, which means to nobody.
+    #[test]
+    fn a_queue_is_not_pinned_to_a_worker_that_leaves() {
+        let workers = Workers::start(&[on(A), on(A + 1)], &shared()).unwrap();
+        let key = QueueKey {
+            port: PortRef {
+                index: PortIndex(3),
+                incarnation: 1,
+            },
+            queue: 0,
+        };
+        workers.pretend(key, 1);
+        assert_eq!(workers.pin(key, true), Ok(()));
+        let leaves = |table: &mut Table| {
+            // As `commit` does.
+            table.workers[1].as_mut().unwrap().standing = Standing::Leaving;
+            table.pins.retain(|_, worker| *worker != 1);
+        };
+        leaves(&mut workers.table.lock());
+        assert_eq!(workers.pin(key, true), Err(MoveError::NoWorker));
+        assert!(workers.table.lock().pins.is_empty());
         workers.stop();
     }
 

@@ -1,20 +1,10 @@
-//! Four workers to five and back, and queues from one to the next, while guests exchange traffic: no frame is lost, none
-//! is late. Sessions, rings, workers and the registry are the real ones; only the daemon around them is not there.
-//!
-//! `VSWITCH_FRAMES=100000000` makes the proof as long as that.
+//! Guests on sessions, the workers that serve them, and a bridge that knows where everybody is; no daemon.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "what fails here fails the test"
-)]
-
+use std::fmt::Write;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vswitch::forward::counters::{PortCounters, Totals};
 use vswitch::forward::fdb::{CoarseSecond, FdbWriter};
@@ -27,21 +17,16 @@ use vswitch::worker::bell::Bell;
 use vswitch::worker::registry::Wanted;
 use vswitch::worker::{BusyPoll, Input, QueueKey, Shared, Workers};
 use vswitch_packet::{Accepts, MacAddr};
+use vswitch_simguest::driver::RingParts;
 use vswitch_simguest::traffic::{Generator, Meter, Pattern};
-use vswitch_simguest::{QueuePair as Queues, SimGuest};
+use vswitch_simguest::{Builder, QueuePair as Queues, SimGuest};
 use vswitch_vhost::features::{Switches, offered};
 use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEnd, SessionEvent, TxRing};
 
-/// Pairs of guests that exchange traffic, one sending to the other.
-const PAIRS: u8 = 3;
-/// Frames on the way at most, per pair: far fewer than fit a ring.
-const WINDOW: u64 = 64;
-/// Changes of the list of workers at least.
-const CHANGES: u64 = 60;
-/// More than anything here may take, on a machine with other things to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::patience::Patience;
+
 /// Workers at most.
-const WORKERS: usize = 5;
+pub(crate) const WORKERS: usize = 5;
 
 /// The switch's side of a session.
 struct Link {
@@ -80,9 +65,10 @@ impl Rings for Link {
     fn event(&mut self, _event: SessionEvent) {}
 }
 
-struct World {
-    workers: Arc<Workers>,
-    guests: Vec<SimGuest>,
+/// See the module's page.
+pub(crate) struct World {
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) guests: Vec<SimGuest>,
     sessions: Vec<JoinHandle<SessionEnd>>,
     counters: Vec<Arc<[Arc<PortCounters>]>>,
     _dir: tempfile::TempDir,
@@ -92,7 +78,7 @@ fn mac(port: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0, port]
 }
 
-fn at(port: u8) -> PortRef {
+pub(crate) fn at(port: u8) -> PortRef {
     PortRef {
         index: PortIndex(port.into()),
         incarnation: 1,
@@ -100,17 +86,22 @@ fn at(port: u8) -> PortRef {
 }
 
 /// `count` workers on cores of their own, as far as there are so many: those without run where the system puts them.
-fn wanted(count: usize) -> Vec<Wanted> {
+pub(crate) fn wanted(count: usize, busy_poll: BusyPoll, max_sleep: Duration) -> Vec<Wanted> {
     let each = |n| Wanted {
         core: n as u32,
-        busy_poll: BusyPoll::Never,
-        max_sleep: Duration::ZERO,
+        busy_poll,
+        max_sleep,
     };
     (0..count).map(each).collect()
 }
 
 impl World {
-    fn new(workers: usize) -> Self {
+    /// With these workers, all of them in use, and so many guests as `habit` makes them of what they are by default.
+    pub(crate) fn new(
+        wanted: &[Wanted],
+        guests: u8,
+        habit: impl Fn(u8, Builder) -> Builder,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let shared = Arc::new(Shared {
             snapshot: arc_swap::ArcSwap::default(),
@@ -119,13 +110,13 @@ impl World {
             reports: Mailbox::new(16).unwrap(),
             bell: Bell::new().unwrap(),
         });
-        let workers = Workers::start(&wanted(workers), &shared).unwrap();
+        let workers = Workers::start(wanted, &shared).unwrap();
         for worker in workers.list() {
             workers.rest(worker.index, false);
         }
         let mut fdb = FdbWriter::new(1024, [1, 2]);
         let (mut specs, mut links, mut counters) = (Vec::new(), Vec::new(), Vec::new());
-        for port in 0..2 * PAIRS {
+        for port in 0..guests {
             fdb.insert(Vid(0), MacAddr(mac(port)), at(port), CoarseSecond(1), true);
             let queues = Arc::new(GuestQueues::new(1, [7; 16]));
             let blocks: Arc<[Arc<PortCounters>]> = (0..WORKERS).map(|_| Arc::default()).collect();
@@ -156,8 +147,10 @@ impl World {
         for (port, link) in (0u8..).zip(links) {
             let path = dir.path().join(format!("{port}.sock"));
             sessions.push(serve(UnixListener::bind(&path).unwrap(), link));
-            let builder = SimGuest::connect_to(path).mac(mac(port));
-            guests.push(builder.start().unwrap());
+            let builder = SimGuest::connect_to(path)
+                .mac(mac(port))
+                .timeout(Duration::from_secs(60));
+            guests.push(habit(port, builder).start().unwrap());
         }
         let world = World {
             workers,
@@ -166,19 +159,19 @@ impl World {
             counters,
             _dir: dir,
         };
-        let started = Instant::now();
+        let mut patience = Patience::new();
         while world.workers.queues().len() < world.guests.len() {
-            assert!(started.elapsed() < PATIENCE);
+            assert!(!patience.is_over(), "no queue: {}", patience.report());
             std::thread::yield_now();
         }
         world
     }
 
-    fn totals(&self, port: u8) -> Totals {
+    pub(crate) fn totals(&self, port: u8) -> Totals {
         Totals::of(self.counters[usize::from(port)].iter())
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.guests.clear();
         for session in self.sessions.drain(..) {
             session.join().unwrap();
@@ -202,18 +195,20 @@ fn serve(listener: UnixListener, mut link: Link) -> JoinHandle<SessionEnd> {
 }
 
 /// One guest sends to another.
-struct Stream {
+pub(crate) struct Stream {
+    from: u8,
     tx: Queues,
     rx: Queues,
-    generator: Generator,
-    meter: Meter,
+    pub(crate) generator: Generator,
+    pub(crate) meter: Meter,
 }
 
 impl Stream {
-    fn new(world: &mut World, from: u8, to: u8) -> Self {
+    pub(crate) fn new(world: &mut World, from: u8, to: u8) -> Self {
         let pattern = Pattern::new(mac(to), mac(from), 60).flows(16);
         let mut tx = world.guests[usize::from(from)].take_queue(0).unwrap();
         Stream {
+            from,
             generator: Generator::new(pattern.clone(), &mut tx.tx).unwrap(),
             meter: Meter::new(&pattern),
             rx: world.guests[usize::from(to)].take_queue(0).unwrap(),
@@ -222,104 +217,70 @@ impl Stream {
     }
 
     /// Frames on the way.
-    fn away(&self) -> u64 {
+    pub(crate) fn away(&self) -> u64 {
         self.generator.sent() - self.meter.tally().frames
     }
 
-    /// Takes what has come, and sends as much as may be on the way unless it is the end; true if anything came.
-    fn turn(&mut self, ending: bool) -> bool {
-        let came = self.meter.burst(&mut self.rx.rx, 64).unwrap();
-        let room = WINDOW.saturating_sub(self.away()) as u16;
-        if room > 0 && !ending {
-            self.generator.burst(&mut self.tx.tx, room.min(32)).unwrap();
-        }
-        came > 0
+    /// Takes what has come; true if anything has.
+    pub(crate) fn take(&mut self) -> bool {
+        self.meter.burst(&mut self.rx.rx, 64).unwrap() > 0
     }
-}
 
-/// Moves queues and changes the list of workers until it is told to end, [`CHANGES`] times at least; says how often each.
-fn disturb(workers: &Workers, end: &AtomicBool) -> (u64, u64) {
-    let (mut moves, mut changes) = (0, 0);
-    for round in 0u64.. {
-        if end.load(Ordering::Relaxed) && changes >= CHANGES {
-            break;
-        }
-        for (n, queue) in (0..).zip(workers.queues()) {
-            let to = (round * 7 + n * 3) as usize % 4;
-            moves += u64::from(workers.move_queue(queue.key, to) == Ok(true));
-        }
-        if round % 3 == 0 {
-            let count = if workers.list().len() == 4 { 5 } else { 4 };
-            let change = workers.prepare(&wanted(count)).unwrap();
-            workers.commit(change);
-            if count == 5 {
-                // The new one gets something to hand over when it goes.
-                for queue in workers.queues().iter().step_by(4) {
-                    moves += u64::from(workers.move_queue(queue.key, 4) == Ok(true));
-                }
-            }
-            changes += 1;
-        }
-        std::thread::sleep(Duration::from_micros(500));
+    /// Sends so many frames, if there is room for them.
+    pub(crate) fn send(&mut self, frames: u16) {
+        self.generator.burst(&mut self.tx.tx, frames).unwrap();
     }
-    (moves, changes)
-}
 
-#[test]
-fn workers_and_owners_change_and_no_frame_is_late() {
-    let wanted = std::env::var("VSWITCH_FRAMES").ok();
-    let all: u64 = wanted.map_or(300_000, |n| n.parse().unwrap());
-    let most = all / u64::from(PAIRS);
-    let mut world = World::new(4);
-    let streams = (0..PAIRS).map(|n| (2 * n, 2 * n + 1));
-    let streams: Vec<_> = streams.collect();
-    let mut streams: Vec<_> = streams
-        .into_iter()
-        .map(|(from, to)| Stream::new(&mut world, from, to))
-        .collect();
-    let end = Arc::new(AtomicBool::new(false));
-    let (workers, ended) = (Arc::clone(&world.workers), Arc::clone(&end));
-    let disturbing = std::thread::spawn(move || disturb(&workers, &ended));
-    let mut progress = Instant::now();
-    loop {
-        if streams.iter().all(|s| s.meter.tally().frames >= most) {
-            end.store(true, Ordering::Relaxed);
-        }
-        let ending = disturbing.is_finished();
-        if ending && streams.iter().all(|s| s.away() == 0) {
-            break;
-        }
-        let mut came = false;
-        for stream in &mut streams {
-            came |= stream.turn(ending);
-        }
-        if came {
-            progress = Instant::now();
-        } else {
-            let tallies: Vec<_> = streams.iter().map(|s| s.meter.tally()).collect();
-            assert!(
-                progress.elapsed() < PATIENCE,
-                "frames are lost: {tallies:?}"
-            );
-            std::thread::yield_now();
-        }
-    }
-    let (moves, changes) = disturbing.join().unwrap();
-    println!("{all} frames, {moves} moves, {changes} changes of the list");
-    assert!(
-        moves > 100 && changes > 20,
-        "{moves} moves, {changes} changes"
-    );
-    for (n, stream) in (0..).zip(&streams) {
-        let tally = stream.meter.tally();
-        let sent = stream.generator.sent();
-        assert_eq!(
-            (tally.frames, tally.late, tally.missing, tally.alien),
-            (sent, 0, 0, 0)
+    /// Who has the queue, what its ring says, and what the workers do.
+    pub(crate) fn report(&self, workers: &Workers) -> String {
+        let (ring, stats) = (self.tx.tx.ring(), self.tx.tx.counters().read());
+        let tally = self.meter.tally();
+        let mut report = format!(
+            "guest {}: {} frames sent, {tally:?}; {} chains with the switch; {} kicks, {} not wanted; ring: {}\n",
+            self.from,
+            self.generator.sent(),
+            ring.chains(),
+            stats.kicks,
+            stats.kicks_saved,
+            words(ring.parts(), ring.as_packed().is_some())
         );
-        let (from, to) = (world.totals(2 * n), world.totals(2 * n + 1));
-        assert_eq!((from.received, to.delivered), (sent, sent));
+        for queue in workers.queues() {
+            let mark = if queue.key.port == at(self.from) {
+                "->"
+            } else {
+                "  "
+            };
+            let _ = writeln!(
+                report,
+                "{mark} {:?} at worker {}, helped by {:?}, {} frames taken",
+                queue.key.port.index,
+                queue.owner,
+                queue.helper.map(|helper| helper.worker),
+                queue.vitals.frames()
+            );
+        }
+        for worker in workers.list() {
+            let pulse = worker.vitals.read();
+            let _ = writeln!(report, "   worker {}: {pulse:?}", worker.index);
+        }
+        report
     }
-    drop(streams);
-    world.end();
+}
+
+/// What a ring's shared words say.
+fn words(parts: &RingParts, is_packed: bool) -> String {
+    if is_packed {
+        return format!(
+            "the switch asks for kicks at {:#06x}, in manner {}",
+            parts.used_flags(),
+            parts.used_idx()
+        );
+    }
+    format!(
+        "{} offered, {} used, the switch asks for a kick at {}, flags {}",
+        parts.avail_idx(),
+        parts.used_idx(),
+        parts.avail_event(),
+        parts.used_flags()
+    )
 }
