@@ -32,6 +32,7 @@ mod sessions;
 mod setup;
 mod sharing;
 mod steering;
+mod strangers;
 mod vlans;
 mod wakeups;
 mod workers;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         offload_matrix::CASES,
         offloads::CASES,
         hostile::CASES,
+        strangers::CASES,
         sessions::CASES,
         disturbance::CASES,
         conversation::CASES,

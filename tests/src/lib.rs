@@ -32,6 +32,7 @@ mod account;
 mod console;
 mod control;
 mod error;
+pub mod fuse;
 mod guest;
 mod iperf;
 mod kernel;

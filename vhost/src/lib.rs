@@ -40,10 +40,10 @@ pub mod session;
 #[cfg(test)]
 mod testing;
 
-pub use memory::{MemoryNode, MemoryProbe, Piece, Pieces};
+pub use memory::{MemoryFiles, MemoryNode, MemoryProbe, Piece, Pieces};
 pub use ring::{
     Call, CallReport, ChainError, Delivery, Lending, Lent, PLAIN_HEAD_LEN, QueueIndex, QueuePair,
     RingError, RxBurst, RxError, RxFeatures, RxRing, Sink, Standalone, StandaloneError, TxBurst,
     TxFrame, TxRing, TxScratch,
 };
-pub use session::{Rings, SessionConfig, SessionEnd, SessionEvent, serve};
+pub use session::{Custody, Rings, SessionConfig, SessionEnd, SessionEvent, serve};

@@ -13,7 +13,9 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vswitch_vhost::features::{Switches, mask, offered};
-use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEnd, SessionEvent, TxRing};
+use vswitch_vhost::{
+    Custody, MemoryFiles, QueuePair, Rings, RxRing, SessionConfig, SessionEnd, SessionEvent, TxRing,
+};
 
 #[derive(Default)]
 struct Hold {
@@ -105,11 +107,12 @@ fn repeated_messages_leave_nothing_behind() {
         ring_size_max: 1024,
         features,
         mtu: Some(1500),
+        memory_files: MemoryFiles::Local,
     };
     let (stream, theirs) = UnixStream::pair().unwrap();
     let session = std::thread::spawn(move || {
         let mut hold = Hold::default();
-        let end = vswitch_vhost::serve(theirs, &config, &mut hold);
+        let end = vswitch_vhost::serve(theirs, &config, &Custody::default(), &mut hold);
         assert!(hold.tx.iter().all(Option::is_none) && hold.rx.iter().all(Option::is_none));
         end
     });

@@ -13,6 +13,8 @@
 //! A front-end can shrink the file under a mapping, and touching what is gone raises `SIGBUS`.
 //! [`install_sigbus_guard`] turns that into zero bytes and a poisoned region; rings notice and stop, and the session ends.
 //!
+//! Which files it may be in is judged before anything else is asked of them: [`MemoryFiles`].
+//!
 //! On which NUMA node it lies is asked through a [`MemoryProbe`], which keeps nothing mapped.
 //!
 //! Limits: [`MAX_REGIONS`] regions and [`MAX_BYTES`] bytes in a table; [`MAX_MAPPINGS`] mappings in the process.
@@ -22,6 +24,7 @@ mod guard;
 mod hint;
 mod mapping;
 mod numa;
+mod origin;
 mod piece;
 mod sum;
 mod table;
@@ -29,6 +32,7 @@ mod table;
 pub use guard::{MAX_MAPPINGS, install_sigbus_guard, poison_epoch};
 pub use mapping::MapError;
 pub use numa::{MemoryNode, MemoryProbe};
+pub use origin::{MemoryFiles, OriginError};
 pub use piece::{Piece, Pieces};
 pub use table::{
     GuestAddr, GuestMemory, MAX_BYTES, MAX_REGIONS, MemoryError, Region, RegionSpec, UserAddr,
@@ -36,6 +40,7 @@ pub use table::{
 
 pub(crate) use copy::copy_short;
 pub(crate) use hint::{LINE, prefetch_read, prefetch_write};
+pub(crate) use origin::{Step, by_device, by_mount, has_seals};
 pub(crate) use piece::Span;
 pub(crate) use sum::copy_summing;
 pub(crate) use table::{Unmapped, Window};

@@ -79,6 +79,8 @@ pub struct Region {
 impl Region {
     /// Maps the file range that `spec` names. The file may be closed afterwards.
     ///
+    /// Its file system is asked about it: a stranger's file is to be judged before ([`MemoryFiles`](super::MemoryFiles)).
+    ///
     /// # Errors
     ///
     /// [`MemoryError::Wraps`] and [`MemoryError::Map`].

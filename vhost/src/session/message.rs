@@ -1,8 +1,7 @@
 //! Messages on the socket: framing, and the descriptors that come beside them.
 
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
@@ -12,7 +11,8 @@ use rustix::net::{
 use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
 use vm_memory::ByteValued;
 
-use super::SessionEnd;
+use super::handed::Handed;
+use super::{Custody, SessionEnd};
 
 const HEADER: usize = 12;
 const VERSION_MASK: u32 = 0x3;
@@ -20,13 +20,17 @@ const VERSION: u32 = 0x1;
 const REPLY: u32 = 0x4;
 const NEED_REPLY: u32 = 0x8;
 
+/// Descriptors that one message of a socket can have: `SCM_MAX_FD` in the kernel. Those that do not fit the kernel closes
+/// while we wait.
+const SOCKET_FDS: usize = 253;
+
 /// A request, complete.
 pub(super) struct Message {
     /// As sent; the specification may have grown since.
     pub(super) code: u32,
     pub(super) need_reply: bool,
     pub(super) body: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
+    pub(super) fds: Handed,
 }
 
 /// What waiting for a message brought.
@@ -38,10 +42,10 @@ pub(super) enum Received {
 
 impl Message {
     /// Receives a message if one has begun; then waits for all of it.
-    pub(super) fn receive(stream: &UnixStream) -> Result<Received, SessionEnd> {
+    pub(super) fn receive(stream: &UnixStream, custody: &Custody) -> Result<Received, SessionEnd> {
         let mut header = [0; HEADER];
-        let mut fds = Vec::new();
-        let count = match receive_with_fds(stream, &mut header, &mut fds) {
+        let mut fds = Handed::new(custody);
+        let count = match receive_with_fds(stream, &mut header, RecvFlags::DONTWAIT, &mut fds) {
             Ok(count) => count,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Received::Nothing),
             Err(Errno::CONNRESET) => return Err(SessionEnd::Closed),
@@ -50,8 +54,14 @@ impl Message {
         if count == 0 {
             return Err(SessionEnd::Closed);
         }
-        // A plain read: descriptors beside anything but a message's first byte are discarded by the kernel.
-        fill(stream, &mut header[count..])?;
+        if fds.len() > MAX_ATTACHED_FD_ENTRIES {
+            tracing::debug!(
+                "{} descriptors on one message; those after the first {MAX_ATTACHED_FD_ENTRIES} are closed",
+                fds.len()
+            );
+            fds.truncate(MAX_ATTACHED_FD_ENTRIES);
+        }
+        fill(stream, &mut header[count..], custody)?;
 
         let word = |at: usize| {
             u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
@@ -70,7 +80,7 @@ impl Message {
             ));
         }
         let mut body = vec![0; size];
-        fill(stream, &mut body)?;
+        fill(stream, &mut body, custody)?;
         Ok(Received::Message(Self {
             code,
             need_reply: flags & NEED_REPLY != 0,
@@ -138,16 +148,16 @@ pub(super) fn send(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads what there is, without waiting, and whatever descriptors come with it.
+/// Reads what there is, and whatever descriptors come with it.
 fn receive_with_fds(
     stream: &UnixStream,
     to: &mut [u8],
-    fds: &mut Vec<OwnedFd>,
+    flags: RecvFlags,
+    fds: &mut Handed,
 ) -> Result<usize, Errno> {
-    let mut space =
-        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ATTACHED_FD_ENTRIES))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKET_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let received = recvmsg(stream, &mut [IoSliceMut::new(to)], &mut control, flags)?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -155,16 +165,22 @@ fn receive_with_fds(
         }
     }
     if received.flags.contains(ReturnFlags::CTRUNC) {
-        tracing::debug!(
-            "more than {MAX_ATTACHED_FD_ENTRIES} descriptors on one message; the rest was dropped"
-        );
+        tracing::debug!("descriptors on a message were lost; this process has no room for more");
     }
     Ok(received.bytes)
 }
 
-fn fill(mut stream: &UnixStream, to: &mut [u8]) -> Result<(), SessionEnd> {
-    stream.read_exact(to).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => SessionEnd::Truncated,
-        _ => SessionEnd::Socket(error),
-    })
+/// Waits for all of these bytes. Descriptors beside anything but a message's first byte belong to none, and are closed.
+fn fill(stream: &UnixStream, mut to: &mut [u8], custody: &Custody) -> Result<(), SessionEnd> {
+    let mut strays = Handed::new(custody);
+    while !to.is_empty() {
+        match receive_with_fds(stream, to, RecvFlags::empty(), &mut strays) {
+            Ok(0) | Err(Errno::CONNRESET) => return Err(SessionEnd::Truncated),
+            Ok(count) => to = &mut to[count..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(SessionEnd::Socket(error.into())),
+        }
+        strays.truncate(0);
+    }
+    Ok(())
 }

@@ -20,14 +20,17 @@
 //! told, so the session ends with the reason. Before features are negotiated nothing starts, so enabling early is a flag
 //! that is remembered. Without `VHOST_USER_F_PROTOCOL_FEATURES` rings are enabled from the start.
 //!
-//! Descriptors of files arrive beside messages. Those that a message has no use for are closed and named in the log; those
-//! it lacks make it fail. A kick or call descriptor must be an eventfd, and is made non-blocking: a worker never waits for
-//! a front-end. (The front-end shares that mode and could set it back: reading a kick asks not to wait each time, while a
+//! Descriptors of files arrive beside messages (`handed`). Those that a message has no use for are closed and named in the
+//! log; those it lacks make it fail. Memory must be in files that may be it ([`MemoryFiles`]). A kick or call descriptor
+//! must be an eventfd, and is made non-blocking: a worker never waits for a front-end. What may keep whoever closes it
+//! waiting, the connection too, goes to the port's [`Custody`]. (The front-end shares that mode and could set it back: reading a kick asks not to wait each time, while a
 //! call into a full, blocking eventfd would wait. That takes a malicious VMM, not a malicious guest.)
 //!
 //! Limits: messages of at most 4,096 bytes with at most 32 descriptors; complaints about one session are logged 16 times
 //! as warnings, further ones for debugging only.
 
+mod custody;
+mod handed;
 mod message;
 mod requests;
 #[cfg(test)]
@@ -35,12 +38,15 @@ mod tests;
 mod vring;
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::memory::MemoryFiles;
 use crate::ring::{QueueIndex, QueuePair, RingError, RxRing, Trouble, TxRing};
+pub use custody::Custody;
 use message::{Message, Received};
 use requests::Session;
 
@@ -55,6 +61,8 @@ pub struct SessionConfig {
     pub features: u64,
     /// Largest MTU accepted from the front-end, if the port has one to tell.
     pub mtu: Option<u16>,
+    /// Files accepted as the guest's memory.
+    pub memory_files: MemoryFiles,
 }
 
 /// What happened in a session, besides rings coming and going.
@@ -134,6 +142,12 @@ pub enum SessionEnd {
     /// The memory file was cut short.
     #[error("the guest's memory file was cut short under the switch; restart the guest")]
     MemoryLost,
+    /// What it handed over cannot be got rid of.
+    #[error(
+        "descriptors of files that the port's front-ends handed over cannot be closed, because the servers of their file \
+         systems do not answer; end those"
+    )]
+    Stuck,
     /// The session could not begin.
     #[error("the session could not begin: {0}")]
     Setup(String),
@@ -141,12 +155,27 @@ pub enum SessionEnd {
 
 /// Holds the whole conversation on the calling thread. Shutting the socket down from elsewhere ends it.
 ///
-/// Every ring has been detached when this returns, whatever the reason.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the connection is closed at the end, which is what the front-end waits for"
-)]
-pub fn serve(stream: UnixStream, config: &SessionConfig, rings: &mut dyn Rings) -> SessionEnd {
+/// Every ring has been detached when this returns, whatever the reason; the connection is closed at about that time. What
+/// may not be closed here goes to `custody`, which all sessions of a port share.
+pub fn serve(
+    stream: UnixStream,
+    config: &SessionConfig,
+    custody: &Custody,
+    rings: &mut dyn Rings,
+) -> SessionEnd {
+    let end = begin(&stream, config, custody, rings);
+    // The front-end waits for this, and does not for the custody.
+    let _ = stream.shutdown(Shutdown::Both);
+    custody.close(stream);
+    end
+}
+
+fn begin(
+    stream: &UnixStream,
+    config: &SessionConfig,
+    custody: &Custody,
+    rings: &mut dyn Rings,
+) -> SessionEnd {
     let size = config.ring_size_max;
     if config.queue_pairs == 0 || size < 2 || !size.is_power_of_two() {
         return SessionEnd::Setup(format!(
@@ -162,13 +191,18 @@ pub fn serve(stream: UnixStream, config: &SessionConfig, rings: &mut dyn Rings) 
     if let Err(error) = stream.set_nonblocking(false) {
         return SessionEnd::Socket(error);
     }
-    let mut session = Session::new(config, rings, trouble.clone());
-    let end = converse(&stream, &mut session, &trouble);
+    let mut session = Session::new(config, custody, rings, trouble.clone());
+    let end = converse(stream, &mut session, custody, &trouble);
     session.stop_all();
     end
 }
 
-fn converse(stream: &UnixStream, session: &mut Session<'_>, trouble: &Trouble) -> SessionEnd {
+fn converse(
+    stream: &UnixStream,
+    session: &mut Session<'_>,
+    custody: &Custody,
+    trouble: &Trouble,
+) -> SessionEnd {
     loop {
         if let Err(error) = wait(stream, trouble) {
             return SessionEnd::Socket(error);
@@ -178,7 +212,10 @@ fn converse(stream: &UnixStream, session: &mut Session<'_>, trouble: &Trouble) -
         {
             return end;
         }
-        let message = match Message::receive(stream) {
+        if !custody.has_room() {
+            return SessionEnd::Stuck;
+        }
+        let message = match Message::receive(stream, custody) {
             Ok(Received::Nothing) => continue,
             Ok(Received::Message(message)) => message,
             Err(end) => return end,

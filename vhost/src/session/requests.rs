@@ -1,18 +1,18 @@
 //! What each request does.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator,
     VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
+use super::handed::Handed;
 use super::message::{self, Message, name, split};
 use super::vring::{Device, Kick, Vring};
-use super::{Rings, SessionConfig, SessionEnd, SessionEvent};
+use super::{Custody, Rings, SessionConfig, SessionEnd, SessionEvent};
 use crate::features::{self, mask};
 use crate::memory::{GuestAddr, GuestMemory, MAX_REGIONS, Region, RegionSpec, UserAddr};
 use crate::ring::{QueueIndex, RingAddresses, Trouble};
@@ -29,6 +29,7 @@ const NO_FD: u64 = 0x100;
 /// The state of a conversation.
 pub(super) struct Session<'a> {
     config: &'a SessionConfig,
+    custody: &'a Custody,
     rings: &'a mut dyn Rings,
     device: Device,
     vrings: Vec<Vring>,
@@ -52,12 +53,14 @@ type Refusal = String;
 impl<'a> Session<'a> {
     pub(super) fn new(
         config: &'a SessionConfig,
+        custody: &'a Custody,
         rings: &'a mut dyn Rings,
         trouble: Trouble,
     ) -> Self {
         let queues = u32::from(config.queue_pairs) * 2;
         Self {
             config,
+            custody,
             rings,
             device: Device {
                 memory: Arc::new(GuestMemory::empty()),
@@ -75,7 +78,7 @@ impl<'a> Session<'a> {
 
     /// Does what a message asks, and says what to answer.
     pub(super) fn answer(&mut self, mut message: Message) -> Result<Option<Vec<u8>>, SessionEnd> {
-        let fds = std::mem::take(&mut message.fds);
+        let fds = std::mem::replace(&mut message.fds, Handed::new(self.custody));
         let outcome = match FrontendReq::try_from(message.code) {
             Ok(request) => self.perform(request, &message, fds),
             Err(_) => Err("the switch does not know it".to_owned()),
@@ -102,7 +105,7 @@ impl<'a> Session<'a> {
         &mut self,
         request: FrontendReq,
         message: &Message,
-        fds: Vec<OwnedFd>,
+        fds: Handed,
     ) -> Result<Answer, Refusal> {
         use FrontendReq as R;
         match request {
@@ -208,7 +211,7 @@ impl<'a> Session<'a> {
         features::has(negotiated, features::RING_PACKED)
     }
 
-    fn set_mem_table(&mut self, message: &Message, fds: Vec<OwnedFd>) -> Result<Answer, Refusal> {
+    fn set_mem_table(&mut self, message: &Message, mut fds: Handed) -> Result<Answer, Refusal> {
         let (table, mut rest) = message.split_payload::<VhostUserMemory>()?;
         let count = table.num_regions as usize;
         if count != fds.len() {
@@ -218,12 +221,15 @@ impl<'a> Session<'a> {
             ));
         }
         let mut memory = GuestMemory::empty();
-        for fd in fds {
+        for index in 0..count {
             let Some((region, more)) = split::<VhostUserMemoryRegion>(rest) else {
                 return Err(format!("it is too short for {count} memory regions"));
             };
             rest = more;
-            memory = map(&memory, &region, &fd)?;
+            let fd = fds
+                .memory(index, self.config.memory_files)
+                .map_err(refusal)?;
+            memory = map(&memory, &region, fd)?;
         }
         if !rest.is_empty() {
             return Err(format!("it is too long for {count} memory regions"));
@@ -232,10 +238,11 @@ impl<'a> Session<'a> {
         Ok(Answer::Done)
     }
 
-    fn add_region(&mut self, message: &Message, fds: Vec<OwnedFd>) -> Result<Answer, Refusal> {
+    fn add_region(&mut self, message: &Message, mut fds: Handed) -> Result<Answer, Refusal> {
         let region: VhostUserSingleMemoryRegion = message.payload()?;
-        let fd = one(fds)?;
-        let memory = map(&self.device.memory, &region, &fd)?;
+        fds.only()?;
+        let fd = fds.memory(0, self.config.memory_files).map_err(refusal)?;
+        let memory = map(&self.device.memory, &region, fd)?;
         self.change_memory(memory);
         Ok(Answer::Done)
     }
@@ -322,19 +329,16 @@ impl<'a> Session<'a> {
         &mut self,
         request: FrontendReq,
         message: &Message,
-        fds: Vec<OwnedFd>,
+        fds: Handed,
     ) -> Result<Answer, Refusal> {
         let VhostUserU64 { value } = message.payload()?;
         let fd = if value & NO_FD == 0 {
-            Some(one(fds)?)
+            Some(fds.into_event()?)
         } else if fds.is_empty() {
             None
         } else {
             return Err("it says that it has no descriptor and has one".to_owned());
         };
-        if let Some(fd) = &fd {
-            check_event_fd(fd)?;
-        }
         let index = (value & 0xff) as u32;
         if value & !(NO_FD | 0xff) != 0 {
             return Err(format!("{value:#x} is no queue"));
@@ -480,13 +484,6 @@ fn find(vrings: &mut [Vring], index: u32) -> Result<&mut Vring, Refusal> {
         .ok_or_else(|| format!("there is no queue {index}; the port has {count}"))
 }
 
-fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, Refusal> {
-    let count = fds.len();
-    <[OwnedFd; 1]>::try_from(fds)
-        .map(|[fd]| fd)
-        .map_err(|_| format!("it came with {count} descriptors of files instead of one"))
-}
-
 fn spec(region: &VhostUserMemoryRegion) -> RegionSpec {
     RegionSpec {
         guest: GuestAddr(region.guest_phys_addr),
@@ -499,7 +496,7 @@ fn spec(region: &VhostUserMemoryRegion) -> RegionSpec {
 fn map(
     memory: &GuestMemory,
     region: &VhostUserMemoryRegion,
-    fd: &OwnedFd,
+    fd: BorrowedFd<'_>,
 ) -> Result<GuestMemory, Refusal> {
     let region = Region::map(spec(region), fd).map_err(refusal)?;
     memory.with(Arc::new(region)).map_err(refusal)
@@ -511,15 +508,4 @@ fn refusal(error: impl std::error::Error) -> Refusal {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
-}
-
-/// Whether workers can write to or read from a descriptor without ever waiting: an anonymous file of the kernel, as eventfds
-/// are, never a pipe, a socket or a file on a disk.
-fn check_event_fd(fd: impl AsFd) -> Result<(), Refusal> {
-    let stat = fstat(&fd).map_err(refusal)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Unknown {
-        return Err("its descriptor is not an eventfd".to_owned());
-    }
-    let flags = fcntl_getfl(&fd).map_err(refusal)?;
-    fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(refusal)
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use coalesce::{Coalesce, CoalescePolicy, CoalesceProblem};
 pub use dpdk::{Dpdk, DpdkPort, Rss};
 pub use errors::{ConfigErrors, Place, Problem};
-pub use guest::{Offload, ReceiveSteering, SocketMode, VhostUser};
+pub use guest::{MemoryFiles, Offload, ReceiveSteering, SocketMode, VhostUser};
 pub use load::{add_port, load, load_port};
 pub use plan::{Action, Change, Effect, FieldChange, Plan, Subject, plan};
 pub use port::{AdminLink, Port, PortKind};

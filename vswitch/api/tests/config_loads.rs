@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use vswitch_api::config::{
-    AdminLink, BusyPoll, Config, Environment, LogLevel, Port, PortKind, ReceiveSteering,
-    SocketMode, VhostUser, Vlan, VlanId, add_port, limits, load,
+    AdminLink, BusyPoll, Config, Environment, LogLevel, MemoryFiles, Port, PortKind,
+    ReceiveSteering, SocketMode, VhostUser, Vlan, VlanId, add_port, limits, load,
 };
 
 fn environment() -> Environment {
@@ -49,6 +49,7 @@ ports:
       permissions: "0666"
       offload: { checksum: true, tso: false }
       receive-steering: hashed
+      memory-files: any
       mergeable: false
       indirect: false
       event-idx: false
@@ -88,6 +89,7 @@ fn everything_is_read() {
     assert_eq!((vhost_user.queue_pairs, vhost_user.ring_size), (4, 256));
     assert_eq!(vhost_user.mode, SocketMode::Client);
     assert_eq!(vhost_user.receive_steering, ReceiveSteering::Hashed);
+    assert_eq!(vhost_user.memory_files, MemoryFiles::Any);
     assert!(vhost_user.offload.checksum && !vhost_user.offload.tso);
     let Vlan::Trunk { allowed, native } = &vm1.vlan else {
         panic!("{:?}", vm1.vlan)

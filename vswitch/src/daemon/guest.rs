@@ -15,6 +15,7 @@
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,9 +23,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vswitch_api::config::{Coalesce, Offload, ReceiveSteering, SocketMode, VhostUser};
+use vswitch_api::config::{self, Coalesce, Offload, ReceiveSteering, SocketMode, VhostUser};
 use vswitch_packet::Accepts;
-use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features};
+use vswitch_vhost::{
+    Custody, MemoryFiles, QueuePair, Rings, RxRing, SessionConfig, SessionEvent, TxRing, features,
+};
 
 use super::log::Budget;
 use super::socket::{self, Listener, SocketError};
@@ -193,9 +196,10 @@ struct Session {
 
 impl Session {
     /// Ends it and waits for that. The shutdown first: the thread may be waiting for a peer that does not read.
-    fn end(self) {
+    fn end(self, custody: &Custody) {
         let _ = self.stream.shutdown(Shutdown::Both);
         let _ = self.thread.join();
+        custody.close(self.stream);
     }
 
     /// The peer is gone, or the thread is: either way its end is a matter of microseconds.
@@ -217,6 +221,8 @@ pub struct GuestPort {
     facts: Arc<Mutex<Facts>>,
     wire: Wire,
     session: Option<Session>,
+    /// Where descriptors of front-ends are closed.
+    custody: Custody,
     /// The last front-end left without taking any feature. QEMU does that if its guest uses one that is no longer offered,
     /// so to the next one all offloads are offered, whatever the switches say; what is delivered they still decide.
     put_off: bool,
@@ -255,6 +261,7 @@ impl GuestPort {
             facts: Arc::new(Mutex::new(facts)),
             wire: Wire::Closed,
             session: None,
+            custody: Custody::default(),
             put_off: false,
             next_try: Instant::now(),
             pause: PAUSE_MIN,
@@ -316,9 +323,16 @@ impl GuestPort {
 
     /// Ends the session and stops listening. When this returns nothing of the guest is in use.
     pub fn close(&mut self) {
+        // Connections may be waiting there, with anything on them.
+        if let Wire::Listening(listener) = &self.wire
+            && let Ok(socket) = listener.as_fd().try_clone_to_owned()
+        {
+            self.wire = Wire::Closed;
+            self.custody.close(socket);
+        }
         self.wire = Wire::Closed;
         if let Some(session) = self.session.take() {
-            session.end();
+            session.end(&self.custody);
         }
         self.facts.lock().since = SystemTime::now();
     }
@@ -341,12 +355,17 @@ impl GuestPort {
     /// # Errors
     /// The connection could not be accepted; see [`Listener::accept`].
     pub fn accept(&mut self, workers: &Arc<Workers>, shared: &Arc<Shared>) -> io::Result<()> {
+        if self.custody.is_full() {
+            let what = "descriptors that the port's front-ends handed over cannot be closed, because the servers of their file systems do not answer; end those";
+            return Err(io::Error::other(what));
+        }
         let Some(stream) = self.listener().map_or(Ok(None), Listener::accept)? else {
             return Ok(());
         };
         if self.attached() {
             let what = "a second front-end connected and was turned away: the port has a guest";
             self.facts.lock().log(&self.name, what);
+            self.custody.close(stream);
         } else {
             self.start(stream, workers, shared);
         }
@@ -356,6 +375,7 @@ impl GuestPort {
     /// Tries to connect to a front-end that listens.
     pub fn try_connect(&mut self, workers: &Arc<Workers>, shared: &Arc<Shared>) {
         if self.wants_connection()
+            && !self.custody.is_full()
             && Instant::now() >= self.next_try
             && let Ok(stream) = socket::connect(&self.config.socket)
         {
@@ -385,7 +405,7 @@ impl GuestPort {
 
     /// After a session that ended by itself.
     fn part_from(&mut self, session: Session) {
-        session.end();
+        session.end(&self.custody);
         let mut facts = self.facts.lock();
         self.put_off = facts.virtio == 0;
         let Offload { checksum, tso } = self.config.offload;
@@ -427,7 +447,7 @@ impl GuestPort {
             facts: Arc::clone(&self.facts),
             name: Arc::clone(&self.name),
         };
-        let config = self.session_config();
+        let (config, custody) = (self.session_config(), self.custody.clone());
         let offered = config.features;
         let (theirs, shared, at) = (stream.try_clone()?, Arc::clone(shared), self.at);
         // A front-end that asks and never reads the answers must not keep the session from its rings.
@@ -436,7 +456,7 @@ impl GuestPort {
         let thread = std::thread::Builder::new()
             .name("session".into())
             .spawn(move || {
-                let end = vswitch_vhost::serve(theirs, &config, &mut link);
+                let end = vswitch_vhost::serve(theirs, &config, &custody, &mut link);
                 link.facts
                     .lock()
                     .log(&link.name, format_args!("front-end disconnected: {end}"));
@@ -458,6 +478,10 @@ impl GuestPort {
             ring_size_max: self.config.ring_size,
             features: self.to_offer(),
             mtu: Some(self.mtu),
+            memory_files: match self.config.memory_files {
+                config::MemoryFiles::Local => MemoryFiles::Local,
+                config::MemoryFiles::Any => MemoryFiles::Any,
+            },
         }
     }
 

@@ -21,7 +21,8 @@ use vswitch_simguest::SimGuest;
 use vswitch_simguest::driver::RxOptions;
 use vswitch_vhost::features::{Switches, offered};
 use vswitch_vhost::{
-    QueuePair, Rings, RxRing, SessionConfig, SessionEnd, SessionEvent, TxRing, TxScratch,
+    Custody, MemoryFiles, QueuePair, Rings, RxRing, SessionConfig, SessionEnd, SessionEvent,
+    TxRing, TxScratch,
 };
 
 use crate::burst::Burst;
@@ -290,9 +291,10 @@ fn serve(listener: UnixListener, mut link: Link, pairs: u16) -> JoinHandle<Sessi
             ..Switches::default()
         }),
         mtu: None,
+        memory_files: MemoryFiles::Local,
     };
     std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
-        vswitch_vhost::serve(stream, &config, &mut link)
+        vswitch_vhost::serve(stream, &config, &Custody::default(), &mut link)
     })
 }

@@ -21,7 +21,9 @@ use vswitch_simguest::driver::RingParts;
 use vswitch_simguest::traffic::{Generator, Meter, Pattern};
 use vswitch_simguest::{Builder, QueuePair as Queues, SimGuest};
 use vswitch_vhost::features::{Switches, offered};
-use vswitch_vhost::{QueuePair, Rings, RxRing, SessionConfig, SessionEnd, SessionEvent, TxRing};
+use vswitch_vhost::{
+    Custody, MemoryFiles, QueuePair, Rings, RxRing, SessionConfig, SessionEnd, SessionEvent, TxRing,
+};
 
 use crate::patience::Patience;
 
@@ -187,10 +189,11 @@ fn serve(listener: UnixListener, mut link: Link) -> JoinHandle<SessionEnd> {
         ring_size_max: 1024,
         features: offered(Switches::default()),
         mtu: None,
+        memory_files: MemoryFiles::Local,
     };
     std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
-        vswitch_vhost::serve(stream, &config, &mut link)
+        vswitch_vhost::serve(stream, &config, &Custody::default(), &mut link)
     })
 }
 

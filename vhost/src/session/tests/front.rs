@@ -16,7 +16,7 @@ use vhost::vhost_user::message::FrontendReq as R;
 use crate::features::{self, mask};
 use crate::memory::RegionSpec;
 use crate::ring::{QueuePair, RingAddresses, RxRing, TxRing, TxScratch};
-use crate::session::{Rings, SessionConfig, SessionEnd, SessionEvent, serve};
+use crate::session::{Custody, Rings, SessionConfig, SessionEnd, SessionEvent, serve};
 use crate::testing::{Guest, Queue, USER, event};
 
 pub(super) const QUEUE_SIZE: u16 = 256;
@@ -143,6 +143,11 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn connect(config: SessionConfig) -> Self {
+        Self::connect_to(config, Custody::default())
+    }
+
+    /// To a port that has had front-ends before.
+    pub(super) fn connect_to(config: SessionConfig, custody: Custody) -> Self {
         let (stream, theirs) = UnixStream::pair().unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
@@ -151,7 +156,7 @@ impl Front {
         let switch_end = theirs.try_clone().unwrap();
         let session = std::thread::spawn({
             let mut switch = switch.clone();
-            move || serve(theirs, &config, &mut switch)
+            move || serve(theirs, &config, &custody, &mut switch)
         });
         let count = usize::from(config.queue_pairs) * 2;
         let events = || (0..count).map(|_| event()).collect::<Vec<_>>();

@@ -10,8 +10,8 @@ use vhost::vhost_user::message::FrontendReq as R;
 use super::config;
 use super::front::{Front, NOWHERE, addresses, hello, message, region, state, table};
 use crate::features::{self, mask};
-use crate::memory::{GuestAddr, RegionSpec, UserAddr};
-use crate::session::{SessionEnd, SessionEvent};
+use crate::memory::{GuestAddr, MemoryFiles, RegionSpec, UserAddr};
+use crate::session::{Custody, SessionConfig, SessionEnd, SessionEvent};
 use crate::testing::event;
 
 /// Every message there is, with a body that is right, or as right as it can be.
@@ -84,6 +84,80 @@ fn surplus_descriptors_on_any_message_are_closed() {
 }
 
 #[test]
+fn descriptors_within_a_message_are_closed() {
+    let mut front = Front::connect(config());
+    hello(&mut front);
+    let (read, write) = pipe();
+    let bytes = message(R::SET_VRING_NUM as u32, 9, &state(0, 256));
+    front.send_raw(&bytes[..4], &[]).unwrap();
+    front.send_raw(&bytes[4..14], &[&write]).unwrap();
+    front.send_raw(&bytes[14..], &[&write]).unwrap();
+    assert_eq!(
+        front.receive(R::SET_VRING_NUM),
+        0u64.to_ne_bytes(),
+        "they belong to nothing"
+    );
+    drop(write);
+    assert!(closed_everywhere(&read));
+}
+
+#[test]
+fn memory_that_nobody_vouches_for_is_refused_by_name() {
+    let mut front = Front::connect(config());
+    hello(&mut front);
+    let spec = front.guest.spec(0, 0x1000);
+    let proc = File::open("/proc/self/status").unwrap();
+    let (pipe, _other) = pipe();
+    let (body, fd) = (region(&spec, 0), &front.guest.file);
+    for bad in [&proc as &dyn AsFd, &pipe] {
+        assert_eq!(front.ask(R::ADD_MEM_REG, &body, &[bad]), 1);
+        let both = table(&[spec, front.guest.spec(0x1000, 0x1000)]);
+        assert_eq!(front.ask(R::SET_MEM_TABLE, &both, &[fd, bad]), 1);
+    }
+    assert_eq!(front.ask(R::ADD_MEM_REG, &body, &[fd]), 0);
+    // Who does not ask is told by the end.
+    front.send(R::ADD_MEM_REG, &region(&spec, 0x10_0000), &[&proc]);
+    let end = front.ended().end.to_string();
+    assert!(end.contains("is on proc, whose pages"), "{end}");
+    assert!(end.contains("`memory-files: any`"), "{end}");
+}
+
+#[test]
+fn files_that_are_allowed_may_be_anything() {
+    let mut front = Front::connect(SessionConfig {
+        memory_files: MemoryFiles::Any,
+        ..config()
+    });
+    hello(&mut front);
+    let spec = front.guest.spec(0, 0x1000);
+    let proc = File::open("/proc/self/status").unwrap();
+    // Not refused for where it is, but for what the kernel says about it.
+    front.send(R::ADD_MEM_REG, &region(&spec, 0), &[&proc]);
+    let end = front.ended().end.to_string();
+    assert!(end.contains("which has 0x0 bytes"), "{end}");
+}
+
+#[test]
+fn a_port_with_too_much_that_cannot_be_closed_ends_its_sessions() {
+    let custody = Custody::default();
+    let mut front = Front::connect_to(config(), custody.clone());
+    hello(&mut front);
+    let (go, stuck) = std::sync::mpsc::channel::<()>();
+    let asked = custody.ask(pipe().0, move |_| stuck.recv().is_ok());
+    assert!(asked.is_none());
+    let other = pipe().0;
+    while !custody.is_full() {
+        custody.close(other.try_clone().unwrap());
+    }
+    front.send(R::GET_FEATURES, &[], &[]);
+    assert!(matches!(front.ended().end, SessionEnd::Stuck));
+    drop(go);
+    let mut next = Front::connect_to(config(), custody);
+    hello(&mut next);
+    next.leave();
+}
+
+#[test]
 fn missing_descriptors_fail_the_request_and_not_the_session() {
     let mut front = Front::connect(config());
     hello(&mut front);
@@ -114,7 +188,10 @@ fn only_events_are_taken_for_kicks_and_calls() {
         .write(true)
         .open("/dev/null")
         .unwrap();
-    let bad: [&dyn AsFd; 5] = [&write, &left, &file, &null, &front.guest.file];
+    // Of the same kind of file as an eventfd, to those who ask for kinds only.
+    let watch = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    let memory = &front.guest.file;
+    let bad: [&dyn AsFd; 6] = [&write, &left, &file, &null, &watch, memory];
     for request in [R::SET_VRING_KICK, R::SET_VRING_CALL, R::SET_VRING_ERR] {
         for fd in bad {
             assert_eq!(front.ask(request, &0u64.to_ne_bytes(), &[fd]), 1);

@@ -10,9 +10,9 @@ use vhost::vhost_user::message::FrontendReq as R;
 use vswitch_packet::VirtioNetHdr;
 
 use self::front::{Front, Happened, hello};
-use super::{SessionConfig, SessionEnd, SessionEvent};
+use super::{Custody, SessionConfig, SessionEnd, SessionEvent};
 use crate::features::{self, Switches, mask};
-use crate::memory::Pieces;
+use crate::memory::{MemoryFiles, Pieces};
 use crate::ring::{QueueIndex, QueuePair, RingError};
 use crate::testing::{NEXT, WRITE, count};
 
@@ -25,6 +25,7 @@ pub(super) fn config() -> SessionConfig {
             ..Switches::default()
         }),
         mtu: Some(9000),
+        memory_files: MemoryFiles::Local,
     }
 }
 
@@ -436,7 +437,12 @@ fn a_port_that_cannot_be_served_says_so() {
             ring_size_max,
             ..config()
         };
-        let end = super::serve(ours, &config, &mut front::Switch::default());
+        let end = super::serve(
+            ours,
+            &config,
+            &Custody::default(),
+            &mut front::Switch::default(),
+        );
         assert!(matches!(end, SessionEnd::Setup(_)));
     }
 }

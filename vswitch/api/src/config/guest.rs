@@ -42,6 +42,9 @@ pub struct VhostUser {
     /// When the guest is interrupted. Changes count at once.
     #[serde(default)]
     pub coalesce: Coalesce,
+    /// Files that are accepted as the guest's memory. Default `local`.
+    #[serde(default)]
+    pub memory_files: MemoryFiles,
     /// Offer receive buffers that merge (VIRTIO_NET_F_MRG_RXBUF). Default yes.
     #[serde(default = "yes")]
     pub mergeable: bool,
@@ -71,6 +74,7 @@ impl VhostUser {
             offload: Offload::default(),
             receive_steering: ReceiveSteering::default(),
             coalesce: Coalesce::default(),
+            memory_files: MemoryFiles::default(),
             mergeable: true,
             indirect: true,
             event_idx: true,
@@ -96,6 +100,18 @@ pub enum SocketMode {
     Server,
     /// QEMU creates the socket and listens; the switch connects, and again when it is lost.
     Client,
+}
+
+/// Files that are accepted as a guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryFiles {
+    /// Those in memory (tmpfs, memfd, hugetlbfs) and on local disks, whose pages the kernel alone provides.
+    #[default]
+    Local,
+    /// All, also those whose pages come from a process (FUSE) or another machine: whoever connects to the port can stop the
+    /// switch with one.
+    Any,
 }
 
 /// Which queue pair a guest receives a flow on.

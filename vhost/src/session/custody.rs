@@ -1,0 +1,188 @@
+//! Closing, and asking about, descriptors that may keep whoever does it waiting.
+//!
+//! A front-end chooses the files that it passes along. Closing one on FUSE sends the file's server a message and waits for
+//! the answer, without end and deaf to signals if there is none; letting go of a connection whose unread messages hold
+//! such files may wait likewise. The main thread waits for sessions, so neither may do it.
+//!
+//! A [`Custody`] belongs to a port. What goes into it is dealt with by a thread of its own, one after the other; the thread
+//! is there while there is something to do, and nobody waits for it. If it gets stuck, what comes behind it waits, and
+//! when [`MOST`] have gathered the port takes neither messages nor connections until a server answers or ends: a front-end
+//! that does this has harmed its own port.
+//!
+//! The process cannot end for as long as the kernel waits for such a server.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Descriptors in custody at which a port takes no more.
+pub(super) const MOST: usize = 64;
+
+/// How long an answer, or room, is waited for: long for a kernel, short for whoever waits for the session.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// See the module's page. Clones are the same custody.
+#[derive(Clone, Debug, Default)]
+pub struct Custody(Arc<Shared>);
+
+type Errand = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Shared {
+    desk: Mutex<Desk>,
+    /// Something was dealt with.
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct Desk {
+    waiting: VecDeque<Errand>,
+    /// Those that wait and the one that is being dealt with.
+    held: usize,
+    /// There is a thread, which will look for more.
+    working: bool,
+}
+
+impl Custody {
+    /// Closes a descriptor, some time.
+    pub fn close(&self, fd: impl Into<OwnedFd>) {
+        let fd = fd.into();
+        self.send(Box::new(move || drop(fd)));
+    }
+
+    /// As many are held as may be.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.desk().held >= MOST
+    }
+
+    /// Waits a moment for room. False if there is none.
+    pub(super) fn has_room(&self) -> bool {
+        let full = |desk: &mut Desk| desk.held >= MOST;
+        let waited = self
+            .0
+            .done
+            .wait_timeout_while(self.0.desk(), PATIENCE, full);
+        let (desk, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        desk.held < MOST
+    }
+
+    /// Asks something about a descriptor, and gives it back with the answer. `None` if there was no answer in time: then it
+    /// is closed after the answer.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        fd: OwnedFd,
+        question: impl FnOnce(&OwnedFd) -> T + Send + 'static,
+    ) -> Option<(OwnedFd, T)> {
+        let (answers, answer) = sync_channel(0);
+        self.send(Box::new(move || {
+            let said = question(&fd);
+            // Nobody waits any more: it is closed here.
+            drop(answers.send((fd, said)));
+        }));
+        answer.recv_timeout(PATIENCE).ok()
+    }
+
+    fn send(&self, errand: Errand) {
+        let mut desk = self.0.desk();
+        desk.waiting.push_back(errand);
+        desk.held += 1;
+        if !desk.working {
+            let shared = Arc::clone(&self.0);
+            let thread = std::thread::Builder::new().name("custody".into());
+            match thread.spawn(move || shared.work()) {
+                Ok(_) => desk.working = true,
+                // It stays until the next one comes.
+                Err(error) => tracing::error!(%error, "no thread to close descriptors"),
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        let mut desk = self.desk();
+        while let Some(errand) = desk.waiting.pop_front() {
+            drop(desk);
+            errand();
+            desk = self.desk();
+            desk.held -= 1;
+            self.done.notify_all();
+        }
+        desk.working = false;
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Desk { held, working, .. } = &*self.desk();
+        let mut shared = f.debug_struct("Custody");
+        shared.field("held", held).field("working", working);
+        shared.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    fn event() -> OwnedFd {
+        let flags = rustix::event::EventfdFlags::CLOEXEC;
+        rustix::event::eventfd(0, flags).unwrap()
+    }
+
+    fn is_empty(custody: &Custody) -> bool {
+        let held = |desk: &mut Desk| desk.held > 0;
+        let long = Duration::from_secs(10);
+        let waited = custody
+            .0
+            .done
+            .wait_timeout_while(custody.0.desk(), long, held);
+        !waited.unwrap().1.timed_out()
+    }
+
+    #[test]
+    fn what_goes_in_is_closed() {
+        let custody = Custody::default();
+        for _ in 0..3 {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            custody.close(write);
+            // The end of the file: nobody has the other side open.
+            assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0));
+            assert!(is_empty(&custody));
+        }
+    }
+
+    #[test]
+    fn an_answer_comes_with_the_descriptor() {
+        use std::os::fd::AsRawFd;
+        let (custody, fd) = (Custody::default(), event());
+        let number = fd.as_raw_fd();
+        let (fd, answer) = custody.ask(fd, OwnedFd::as_raw_fd).unwrap();
+        assert_eq!((fd.as_raw_fd(), answer), (number, number));
+    }
+
+    #[test]
+    fn nobody_waits_for_one_that_is_stuck_and_room_comes_back() {
+        let custody = Custody::default();
+        let (go, stuck) = channel::<()>();
+        let asked = custody.ask(event(), move |_| stuck.recv().is_ok());
+        assert!(asked.is_none());
+        for _ in 1..MOST {
+            assert!(!custody.is_full());
+            custody.close(event());
+        }
+        assert!(custody.is_full() && !custody.has_room());
+        drop(go);
+        assert!(custody.has_room());
+        assert!(is_empty(&custody) && !custody.is_full());
+    }
+}
