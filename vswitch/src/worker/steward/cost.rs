@@ -40,7 +40,7 @@ fn look(queues: u16) -> Duration {
         }
         let now = brain.balanced + period;
         let began = Instant::now();
-        brain.look(now, false, &workers);
+        brain.look(now, None, &workers);
         began.elapsed()
     });
     let least = looks.min().unwrap();

@@ -1,6 +1,7 @@
 //! Who helps whom: hot queues get helpers and lose them, by load or because the operator wants it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::super::QueueKey;
@@ -11,15 +12,16 @@ use super::trace::What;
 use super::{ASKED, Brain, Known};
 
 impl Brain {
-    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do.
+    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do. True if it did. What it goes by was
+    /// measured since the last time.
     pub(super) fn share(
         &mut self,
         now: Instant,
         (list, queues): (&[Seen], &[QueueSeen]),
-        before: &BTreeMap<QueueKey, Known>,
-        elapsed: u64,
         workers: &Workers,
-    ) {
+    ) -> bool {
+        let (since, before) = self.measure_sharing(now);
+        let elapsed = now.duration_since(since).as_nanos() as u64;
         let share = |ns: u64| ns as f64 / elapsed.max(1) as f64;
         let look = |queue: &QueueSeen| {
             let old = before.get(&queue.key).filter(|k| k.owner == queue.owner)?;
@@ -60,7 +62,7 @@ impl Brain {
         let rooms: Vec<_> = list.iter().map(room).collect();
         let at = now.duration_since(self.started);
         let noted = match self.sharing.look(at, &looks, &rooms) {
-            None => return,
+            None => return false,
             Some(Wish::Share(queue, helper, why)) => {
                 let shared = workers.share(queue, helper).is_ok();
                 shared.then_some((What::Share(queue, helper), why))
@@ -69,11 +71,21 @@ impl Brain {
                 workers.unshare(queue).then_some((What::Alone(queue), why))
             }
         };
-        if let Some((what, why)) = noted {
-            self.trace.note(SystemTime::now(), what, why);
-            // What came of it is worth a look soon.
-            self.balancer.hurry();
-        }
+        let Some((what, why)) = noted else {
+            return false;
+        };
+        self.trace.note(SystemTime::now(), what, why);
+        // What came of it is worth a look soon.
+        self.balancer.hurry();
+        true
+    }
+
+    /// Measures for sharing from now on; since when it did, and what it knew of queues then.
+    pub(super) fn measure_sharing(
+        &mut self,
+        now: Instant,
+    ) -> (Instant, Arc<BTreeMap<QueueKey, Known>>) {
+        std::mem::replace(&mut self.shared, (now, Arc::clone(&self.queues)))
     }
 
     /// Finds helpers for the queues that the operator wants shared: one may have left, or a queue come back.

@@ -4,7 +4,8 @@
 //!
 //! A thread that sleeps without a timer while nothing happens. A worker that is busy rings ([`bell`](super::bell)); from then
 //! on the steward looks at all workers, every 10 ms to 1 s, until there is nothing to do again. While it looks, a worker
-//! whose queues stand rings, too, and is looked at at once, and if it had been idle before, again 200 us later.
+//! whose queues stand rings, too, and is looked at at once, and if it had been idle before, again 200 us later. If another
+//! worker is not put to use for it, loads are counted anew, and queues or buckets move a millisecond later (`press`).
 //!
 //! What a look sees are the figures that workers and queues keep of themselves. What follows from it is decided by
 //! [`vswitch_flowtable::scale`] (one worker more, one less) and [`vswitch_flowtable::balance`] (which queues move), which
@@ -41,11 +42,13 @@ use super::registry::sharing::ShareError;
 use super::registry::{Asked, MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Report, Shared};
 pub use orders::Order;
+use press::{COUNTED, Hush, Pressed};
 use sharing::Sharing;
 use trace::{Decision, Trace, What};
 
 mod helpers;
 mod orders;
+mod press;
 #[cfg(feature = "dpdk")]
 mod reta;
 mod sharing;
@@ -236,10 +239,13 @@ impl Steward {
         let mut next = Next::QUIET;
         let mut ordered = false;
         while !self.is_ending() {
-            bell.listen(next.ears);
+            bell.listen(next.ears, next.hushed);
             // Between two orders it looks, whoever else gives some.
-            let rung = !self.has_orders() && self.wait(next.within);
-            bell.listen(Ears::Deaf);
+            if !self.has_orders() {
+                self.wait(next.within);
+            }
+            bell.listen(Ears::Deaf, 0);
+            let rung = bell.who();
             ordered = !ordered && self.take_orders();
             if ordered {
                 let mut brain = self.brain.lock();
@@ -264,15 +270,15 @@ impl Steward {
         }
     }
 
-    /// Waits for the bell; true if it rang.
-    fn wait(&self, within: Option<Duration>) -> bool {
+    /// Waits for the bell.
+    fn wait(&self, within: Option<Duration>) {
         let within = within.map(|d| Timespec {
             tv_sec: d.as_secs() as i64,
             tv_nsec: i64::from(d.subsec_nanos()),
         });
         let mut fds = [PollFd::new(&self.shared.bell, PollFlags::IN)];
         let _ = rustix::event::poll(&mut fds, within.as_ref());
-        self.shared.bell.answer()
+        self.shared.bell.answer();
     }
 }
 
@@ -280,6 +286,8 @@ impl Steward {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Next {
     ears: Ears,
+    /// Workers that are not heard, a bit each.
+    hushed: u64,
     within: Option<Duration>,
 }
 
@@ -287,11 +295,13 @@ impl Next {
     /// When somebody is busy.
     const QUIET: Self = Next {
         ears: Ears::Busy,
+        hushed: 0,
         within: None,
     };
     /// When it is configured anew.
     const NEVER: Self = Next {
         ears: Ears::Deaf,
+        hushed: 0,
         within: None,
     };
 }
@@ -305,17 +315,21 @@ struct Brain {
     started: Instant,
     /// When balancing last looked, and what it saw.
     balanced: Instant,
-    queues: BTreeMap<QueueKey, Known>,
+    queues: Arc<BTreeMap<QueueKey, Known>>,
     /// When scaling last looked, and how long each worker had been busy by then.
     scaled: Instant,
     busy: [u64; WORKERS],
     calm: Duration,
     sharing: Sharing,
+    /// When sharing last looked, and what it saw.
+    shared: (Instant, Arc<BTreeMap<QueueKey, Known>>),
     #[cfg(feature = "dpdk")]
     retas: reta::Retas,
     shrunk: Option<Instant>,
-    /// Somebody rang a moment ago who had been idle before.
-    doubtful: bool,
+    /// Who rang a moment ago; nothing could be done about it then.
+    doubtful: Option<usize>,
+    pressed: Option<Pressed>,
+    hush: Hush,
     /// Other workers are in use than when queues were last dealt out.
     changed: bool,
 }
@@ -335,30 +349,39 @@ struct Known {
 impl Brain {
     fn new(duties: Duties) -> Self {
         let now = Instant::now();
+        let settings = balance::Settings {
+            urgent: COUNTED,
+            ..balance::Settings::default()
+        };
         Brain {
             duties,
-            balancer: Balancer::new(QUEUES, WORKERS, balance::Settings::default()),
+            balancer: Balancer::new(QUEUES, WORKERS, settings),
             scaler: scaler(CALM_MIN),
             trace: Arc::default(),
             started: now,
             balanced: now,
-            queues: BTreeMap::new(),
+            queues: Arc::default(),
             scaled: now,
             busy: [0; WORKERS],
             calm: CALM_MIN,
             sharing: Sharing::default(),
+            shared: (now, Arc::default()),
             #[cfg(feature = "dpdk")]
             retas: reta::Retas::default(),
             shrunk: None,
-            doubtful: false,
+            doubtful: None,
+            pressed: None,
+            hush: Hush::default(),
             changed: false,
         }
     }
 
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
+        (self.doubtful, self.pressed) = (None, None);
         self.balancer.forget();
         self.remember(now, &workers.queues(), workers);
+        self.measure_sharing(now);
         #[cfg(feature = "dpdk")]
         self.retas.begin(workers);
         self.remember_busy(now, &workers.list());
@@ -383,7 +406,7 @@ impl Brain {
         now: Instant,
         queues: &[QueueSeen],
         workers: &Workers,
-    ) -> (Vec<u64>, BTreeMap<QueueKey, Known>) {
+    ) -> (Vec<u64>, Arc<BTreeMap<QueueKey, Known>>) {
         let shares = self.duties.shares();
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
@@ -418,8 +441,8 @@ impl Brain {
             known.extend(item.map(|item| (queue.key, seen(item))));
         }
         self.balanced = now;
-        let before = std::mem::replace(&mut self.queues, known.into_iter().collect());
-        (loads, before)
+        let known = Arc::new(known.into_iter().collect());
+        (loads, std::mem::replace(&mut self.queues, known))
     }
 
     fn remember_busy(&mut self, now: Instant, workers: &[Seen]) {
@@ -432,39 +455,42 @@ impl Brain {
     }
 
     /// Looks, decides and acts.
-    fn look(&mut self, now: Instant, rung: bool, workers: &Workers) -> Next {
+    fn look(&mut self, now: Instant, rung: Option<usize>, workers: &Workers) -> Next {
         let list = workers.list();
         let busy = self.total_busy(now, &list);
-        let mut scaled = false;
-        if self.duties.scales() {
-            scaled = self.scale(now, &list, workers);
-        } else {
-            self.remember_busy(now, &list);
-        }
-        let measured = now.duration_since(self.balanced);
+        let looks = self.looks(now, &list, workers);
+        self.remember_busy(now, &list);
+        let scaled = self.duties.scales() && self.scale(now, &list, &looks, workers);
         self.changed |= scaled;
-        let due = if self.changed {
-            measured >= MEASURED
-        } else {
-            measured >= self.balancer.period()
-        };
-        if self.duties.rebalance && due {
-            self.balance(now, workers);
+        let mut helped = false;
+        if self.duties.rebalance && self.is_due(now, workers) {
+            helped = self.balance(now, workers).helped;
+            if let Some(pressed) = self.pressed.take() {
+                self.hush.after(pressed.who, helped, now);
+            }
         }
         let mut next = self.next(workers, busy);
         if self.changed && self.duties.rebalance {
             // Those in use are others, and too little is known about loads to deal the queues out.
             next.within = Some(MEASURED);
         }
-        let doubtful = rung || std::mem::take(&mut self.doubtful);
-        if doubtful && !scaled && next.within.is_some() {
-            // There was nothing to be done about what rang: seen again it may be worth it, or else not for a while.
-            next.ears = Ears::Deaf;
-            if rung && self.duties.scales() {
-                (self.doubtful, next.within) = (true, Some(AGAIN));
+        if next.within.is_none() {
+            return next;
+        }
+        let doubtful = self.doubtful.take();
+        if let Some(who) = rung.or(doubtful).filter(|_| !scaled) {
+            if helped {
+                self.hush.after(who, true, now);
+            } else if !self.press(now, who, (&list, &looks), workers) {
+                if rung.is_some() {
+                    // Seen again it may be worth it, or else not for a while.
+                    self.doubtful = rung;
+                } else if !self.hush.after(who, self.changed, now) {
+                    next.ears = Ears::Deaf;
+                }
             }
         }
-        next
+        self.wait_for_news(now, next)
     }
 
     /// Busy share of all workers since the last look, added up.
@@ -500,6 +526,7 @@ impl Brain {
         });
         Next {
             ears: Ears::Queueing,
+            hushed: 0,
             within: Some(within),
         }
     }
@@ -507,11 +534,15 @@ impl Brain {
     // ---- how many workers are in use -----------------------------------------------------------------------------
 
     /// Puts a worker to use or takes one out of use; true if it did.
-    fn scale(&mut self, now: Instant, list: &[Seen], workers: &Workers) -> bool {
-        let looks = self.looks(now, list, workers);
-        self.remember_busy(now, list);
+    fn scale(
+        &mut self,
+        now: Instant,
+        list: &[Seen],
+        looks: &[scale::Look],
+        workers: &Workers,
+    ) -> bool {
         let at = now.duration_since(self.started);
-        let decision = self.scaler.look(at, &looks);
+        let decision = self.scaler.look(at, looks);
         let wall = SystemTime::now();
         match decision {
             scale::Decision::Stay => false,
@@ -599,7 +630,8 @@ impl Brain {
     // ---- who has which queue -------------------------------------------------------------------------------------
 
     /// Moves queues by what they took since the last time.
-    fn balance(&mut self, now: Instant, workers: &Workers) -> balance::Outcome {
+    fn balance(&mut self, now: Instant, workers: &Workers) -> Balanced {
+        let pressed = self.pressed.is_some();
         let (list, queues) = (workers.list(), workers.queues());
         self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
@@ -661,28 +693,44 @@ impl Brain {
             }
         }
         let plan = self.balancer.plan(&items, &rooms);
-        carry_out(&plan, &names, workers, &self.trace);
-        let outcome = plan.outcome;
+        carry_out(&plan, &names, pressed, workers, &self.trace);
+        let relieves = |made: &balance::Move| !matches!(made.reason, Reason::Home(_));
+        let mut balanced = Balanced {
+            outcome: plan.outcome,
+            helped: plan.moves.iter().any(relieves),
+        };
+        let moved = !plan.moves.is_empty();
         // One thing at a time: what was measured is of the queues as they were.
         #[cfg(feature = "dpdk")]
-        if plan.moves.is_empty() {
+        if !moved {
             let loads = queues.iter().zip(measured).map(|(queue, load)| {
                 let owner = queue.owner;
                 (queue.key, reta::QueueLoad { owner, load })
             });
             let loads = reta::Loads::new(loads);
-            if self.retas.balance(&loads, &whole, workers, &self.trace) {
+            let retas = &mut self.retas;
+            if retas.balance(&loads, &whole, pressed, workers, &self.trace) {
                 self.balancer.hurry();
-                return outcome;
+                balanced.helped = true;
+                return balanced;
             }
         }
-        if plan.moves.is_empty() && self.duties.shares() {
-            self.share(now, (&list, &queues), &before, elapsed, workers);
+        if !self.duties.shares() {
+            self.measure_sharing(now);
+        } else if !moved && now.duration_since(self.shared.0) >= sharing::EVERY {
+            balanced.helped |= self.share(now, (&list, &queues), workers);
         }
         // What is learned counts at the next look.
         workers.look_for_homes(now);
-        outcome
+        balanced
     }
+}
+
+/// What came of balancing.
+struct Balanced {
+    outcome: balance::Outcome,
+    /// Somebody has less to do.
+    helped: bool,
 }
 
 /// Where a worker on this node is helped best, by the nodes and loads of the queues that it could give away: where most of
@@ -734,7 +782,15 @@ fn rooms(list: &[Seen], capacity: u64) -> Vec<WorkerRoom> {
     rooms
 }
 
-fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, trace: &Trace) {
+/// Moves what is to move, and notes it; what was counted for a moment only says nothing of queues that fill a worker.
+fn carry_out(
+    plan: &Plan<'_>,
+    names: &[Option<QueueKey>],
+    pressed: bool,
+    workers: &Workers,
+    trace: &Trace,
+) {
+    let stood = if pressed { "; work stood" } else { "" };
     let named = |item: Item| names.get(usize::from(item.0)).copied().flatten();
     for a_move in plan.moves {
         let (from, to) = (usize::from(a_move.from.0), usize::from(a_move.to.0));
@@ -751,12 +807,12 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
                 other => other.to_string(),
             };
             let (before, after) = (a_move.before * 100.0, a_move.after * 100.0);
-            let reason = format!("{why}: largest load {before:.0} % -> {after:.0} %");
+            let reason = format!("{why}: largest load {before:.0} % -> {after:.0} %{stood}");
             let what = What::Move { queue, from, to };
             trace.note(SystemTime::now(), what, reason);
         }
     }
-    for filling in plan.filling {
+    for filling in plan.filling.iter().filter(|_| !pressed) {
         if let Some(queue) = named(filling.item) {
             let load = filling.load * 100.0;
             let worker = filling.worker.0;

@@ -1,9 +1,11 @@
 use super::*;
 use crate::forward::learn::LearnMailbox;
+use crate::forward::{PortIndex, PortRef};
 use crate::mailbox::Mailbox;
 use crate::worker::BusyPoll;
 use crate::worker::bell::Bell;
 use crate::worker::registry::Wanted;
+use crate::worker::vitals::QueueVitals;
 
 pub(super) const ALL: Duties = Duties {
     rebalance: true,
@@ -56,11 +58,232 @@ fn who_may_do_nothing_does_not_look() {
     let workers = workers(2);
     let mut brain = Brain::new(ALL);
     brain.changed = true;
-    let next = brain.look(brain.balanced, false, &workers);
+    let next = brain.look(brain.balanced, None, &workers);
     assert_eq!(next.within, Some(MEASURED), "there is dealing out to do");
     brain.duties = NONE;
     brain.changed = true;
-    let next = brain.look(Instant::now(), false, &workers);
+    let next = brain.look(Instant::now(), None, &workers);
     assert_eq!(next, Next::NEVER);
     workers.stop();
+}
+
+const REBALANCE: Duties = Duties {
+    rebalance: true,
+    ..NONE
+};
+
+/// Workers with queues that give steady work, on a clock of its own. Queues are only in the books, so one that moves is
+/// gone.
+struct World {
+    workers: Arc<Workers>,
+    brain: Brain,
+    now: Instant,
+    next: Next,
+    queues: Vec<Fake>,
+    looks: usize,
+    /// Whether workers ring whose queues stand.
+    rings: bool,
+}
+
+struct Fake {
+    key: QueueKey,
+    owner: usize,
+    vitals: Arc<QueueVitals>,
+    /// Part of a worker that it would take.
+    load: f64,
+}
+
+impl World {
+    /// So many queues for each worker, with a load each by worker.
+    fn new(duties: Duties, each: u16, loads: &[f64]) -> Self {
+        let workers = workers(loads.len() as u32);
+        while !workers.list().iter().all(|w| w.vitals.read().asleep) {
+            std::thread::yield_now();
+        }
+        let fake = |n: u16| {
+            let owner = usize::from(n / each);
+            let port = PortRef {
+                index: PortIndex(n),
+                incarnation: 1,
+            };
+            let key = QueueKey { port, queue: 0 };
+            Fake {
+                key,
+                owner,
+                vitals: workers.pretend(key, owner),
+                load: loads[owner],
+            }
+        };
+        let queues = (0..each * loads.len() as u16).map(fake).collect();
+        for worker in workers.list() {
+            workers.rest(worker.index, false);
+            worker.vitals.wakes();
+        }
+        let mut brain = Brain::new(duties);
+        let now = Instant::now();
+        brain.begin(now, &workers);
+        let next = brain.next(&workers, 1.0);
+        World {
+            workers,
+            brain,
+            now,
+            next,
+            queues,
+            looks: 0,
+            rings: true,
+        }
+    }
+
+    /// All queues of a worker give this load from now on.
+    fn load(&mut self, owner: usize, load: f64) {
+        let own = self.queues.iter_mut().filter(|q| q.owner == owner);
+        own.for_each(|queue| queue.load = load);
+    }
+
+    fn wanted(&self, owner: usize) -> f64 {
+        let own = self.queues.iter().filter(|q| q.owner == owner);
+        own.map(|queue| queue.load).sum()
+    }
+
+    /// Until the next look, and that.
+    fn step(&mut self) {
+        let list = self.workers.list();
+        let stands = |w: usize| self.rings && self.wanted(w) >= 1.0;
+        let heard = |w: &usize| self.next.ears >= Ears::Queueing && self.next.hushed >> w & 1 == 0;
+        let rung = (0..list.len()).filter(|w| stands(*w)).find(heard);
+        let within = self.next.within.unwrap();
+        let passes = rung.map_or(within, |_| within.min(crate::worker::LOOK));
+        let rung = rung.filter(|_| passes < within);
+        for queue in &self.queues {
+            let share = queue.load / self.wanted(queue.owner).max(1.0);
+            let took = passes.mul_f64(share).as_nanos() as u64;
+            queue.vitals.burst(1, took);
+        }
+        for worker in &list {
+            let wanted = self.wanted(worker.index);
+            let busy = passes.mul_f64(wanted.min(1.0));
+            worker.vitals.turn(true, busy.as_nanos() as u64);
+            match wanted >= 1.0 {
+                true => worker.vitals.look(Duration::from_micros(100), 3),
+                false => worker.vitals.look(Duration::ZERO, 0),
+            }
+        }
+        self.now += passes;
+        self.next = self.brain.look(self.now, rung, &self.workers);
+        self.looks += 1;
+    }
+
+    /// Runs for so long; says how many looks that took.
+    fn run(&mut self, time: Duration) -> usize {
+        let (end, before) = (self.now + time, self.looks);
+        while self.now < end {
+            self.step();
+        }
+        self.looks - before
+    }
+
+    /// Runs until a queue moves; says how long that took, and whose it was.
+    fn run_to_move(&mut self) -> (Duration, usize) {
+        let (began, count) = (self.now, self.queues.len());
+        while self.workers.queues().len() == count {
+            self.step();
+            assert!(self.now < began + Duration::from_secs(5), "nothing moves");
+        }
+        let left: Vec<_> = self.workers.queues().iter().map(|q| q.key).collect();
+        let moved = self.queues.iter().find(|q| !left.contains(&q.key));
+        (self.now - began, moved.unwrap().owner)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.workers.stop();
+    }
+}
+
+#[test]
+fn standing_work_does_not_wait_for_the_period() {
+    let time = |rings: bool, duties: Duties| {
+        let mut world = World::new(duties, 4, &[0.16, 0.16]);
+        world.rings = rings;
+        world.run(Duration::from_secs(3));
+        assert_eq!(world.brain.balancer.period(), Duration::from_secs(1));
+        world.load(0, 0.35);
+        let (time, owner) = world.run_to_move();
+        assert_eq!(owner, 0);
+        println!("{duties:?}, rings: {rings}: after {time:?}");
+        time
+    };
+    assert!(time(false, REBALANCE) > Duration::from_millis(100));
+    for duties in [REBALANCE, ALL] {
+        assert!(time(true, duties) < Duration::from_millis(2));
+    }
+}
+
+/// Every worker has more than it can do, and nobody has room.
+#[test]
+fn who_cannot_be_helped_causes_few_looks() {
+    for duties in [REBALANCE, ALL] {
+        let mut world = World::new(duties, 4, &[0.4; 4]);
+        let seconds: Vec<_> = (0..5).map(|_| world.run(Duration::from_secs(1))).collect();
+        println!("looks by second: {seconds:?}");
+        let moved = world.brain.trace.decisions();
+        assert!(moved.iter().all(|d| d.what == What::Crowded), "{moved:?}");
+        // Balancing looks after 10 ms and then less often, scaling every 20 ms as long as some worker may be spared.
+        let others = if duties.scale { 20 + 50 } else { 20 };
+        // Nine pauses of each worker in the first second, and then one; at most four looks each.
+        assert!(seconds[0] <= 4 * 9 * 4 + others, "{seconds:?}");
+        let later = &seconds[2..];
+        assert!(later.iter().all(|n| *n <= 4 * 4 + others), "{seconds:?}");
+    }
+}
+
+/// One queue alone is more than its worker can do, and it rings all the time.
+#[test]
+fn who_cannot_be_helped_does_not_drown_out_others() {
+    let mut world = World::new(REBALANCE, 4, &[0.0, 0.16, 0.16]);
+    world.queues[0].load = 1.5;
+    let looks = world.run(Duration::from_secs(4));
+    assert!(looks < 150, "{looks}");
+    assert_eq!(world.workers.queues().len(), 12, "nothing moved");
+    world.load(1, 0.35);
+    let (time, owner) = world.run_to_move();
+    assert!(owner == 1 && time < Duration::from_millis(2), "{time:?}");
+}
+
+/// A turn that was kept from its core for some milliseconds ends while loads are counted.
+#[test]
+fn a_turn_from_before_is_not_counted() {
+    let mut world = World::new(REBALANCE, 4, &[0.16, 0.16]);
+    world.run(Duration::from_secs(3));
+    // It rings, but has no more to do than the other.
+    world.load(0, 0.26);
+    while world.brain.pressed.is_none() {
+        world.step();
+    }
+    world.load(0, 0.16);
+    world.queues[0].vitals.burst(1, 3_000_000);
+    while world.brain.pressed.is_some() {
+        world.step();
+    }
+    assert!(world.now - world.brain.balanced < MEASURED);
+    assert_eq!(world.workers.queues().len(), 8, "nothing moved");
+}
+
+/// What sharing goes by is measured over as long as ever, however often queues are balanced.
+#[test]
+fn pressing_is_no_look_of_sharing() {
+    let mut world = World::new(ALL, 4, &[0.4; 4]);
+    let (mut last, mut pressed, mut shared) = (world.brain.shared.0, 0, 0);
+    let end = world.now + Duration::from_millis(300);
+    while world.now < end {
+        world.step();
+        pressed += usize::from(world.brain.pressed.is_some());
+        let since = world.brain.shared.0;
+        if since != last {
+            assert!(since - last >= sharing::EVERY);
+            (last, shared) = (since, shared + 1);
+        }
+    }
+    assert!(pressed > 5 && shared > 5, "{pressed} {shared}");
 }
