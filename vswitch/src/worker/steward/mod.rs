@@ -66,8 +66,10 @@ const PRESSED: f64 = 0.5;
 const AGAIN: Duration = Duration::from_micros(200);
 /// Loads measured over less than this are chance.
 const MEASURED: Duration = Duration::from_millis(2);
-/// Below this busy share of all workers together nothing is worth watching.
+/// Below this busy share of all workers together, over [`QUIET_FOR`], nothing is worth watching.
 const QUIET: f64 = 0.05;
+/// Looks may come sooner after each other than a guest's bursts.
+const QUIET_FOR: Duration = Duration::from_millis(10);
 /// Over how long a worker must have had little to do before it rests, and over how much longer each time that this was
 /// too soon.
 const CALM_MIN: Duration = Duration::from_millis(20);
@@ -319,6 +321,8 @@ struct Brain {
     /// When scaling last looked, and how long each worker had been busy by then.
     scaled: Instant,
     busy: [u64; WORKERS],
+    /// Since when it is watched whether all is quiet, and how long all together had been busy by then.
+    watched: (Instant, u64),
     calm: Duration,
     sharing: Sharing,
     /// When sharing last looked, and what it saw.
@@ -363,6 +367,7 @@ impl Brain {
             queues: Arc::default(),
             scaled: now,
             busy: [0; WORKERS],
+            watched: (now, 0),
             calm: CALM_MIN,
             sharing: Sharing::default(),
             shared: (now, Arc::default()),
@@ -384,7 +389,9 @@ impl Brain {
         self.measure_sharing(now);
         #[cfg(feature = "dpdk")]
         self.retas.begin(workers);
-        self.remember_busy(now, &workers.list());
+        let list = workers.list();
+        self.remember_busy(now, &list);
+        self.watched = (now, total_busy(&list));
     }
 
     /// What each of these queues took since balancing last looked, in nanoseconds. They are in order, as what is known is.
@@ -457,7 +464,7 @@ impl Brain {
     /// Looks, decides and acts.
     fn look(&mut self, now: Instant, rung: Option<usize>, workers: &Workers) -> Next {
         let list = workers.list();
-        let busy = self.total_busy(now, &list);
+        let busy = self.busy_share(now, &list);
         let looks = self.looks(now, &list, workers);
         self.remember_busy(now, &list);
         let scaled = self.duties.scales() && self.scale(now, &list, &looks, workers);
@@ -493,14 +500,15 @@ impl Brain {
         self.wait_for_news(now, next)
     }
 
-    /// Busy share of all workers since the last look, added up.
-    fn total_busy(&self, now: Instant, list: &[Seen]) -> f64 {
-        let elapsed = now.duration_since(self.scaled).as_nanos().max(1) as f64;
-        let busy = list.iter().map(|worker| {
-            let before = self.busy.get(worker.index).copied().unwrap_or_default();
-            worker.vitals.read().busy_ns.saturating_sub(before)
-        });
-        busy.sum::<u64>() as f64 / elapsed
+    /// Busy share of all workers, added up; that of one as long as little time has passed.
+    fn busy_share(&mut self, now: Instant, list: &[Seen]) -> f64 {
+        let elapsed = now.duration_since(self.watched.0);
+        if elapsed < QUIET_FOR {
+            return 1.0;
+        }
+        let total = total_busy(list);
+        let (_, before) = std::mem::replace(&mut self.watched, (now, total));
+        total.saturating_sub(before) as f64 / elapsed.as_nanos() as f64
     }
 
     /// When to look again.
@@ -724,6 +732,11 @@ impl Brain {
         workers.look_for_homes(now);
         balanced
     }
+}
+
+/// Nanoseconds that all have been busy.
+fn total_busy(list: &[Seen]) -> u64 {
+    list.iter().map(|w| w.vitals.read().busy_ns).sum()
 }
 
 /// What came of balancing.
