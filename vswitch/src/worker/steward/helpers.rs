@@ -1,31 +1,89 @@
 //! Who helps whom: hot queues get helpers and lose them, by load or because the operator wants it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::super::QueueKey;
 use super::super::registry::sharing::ShareError;
 use super::super::registry::{Asked, QueueSeen, Seen, Workers};
+use super::press::{Came, Hush};
 use super::sharing::{self, Room, Wish};
 use super::trace::What;
-use super::{ASKED, Brain, Known};
+use super::{ASKED, Brain, WORKERS};
+
+/// What sharing goes by: how far queues were when it last looked.
+pub(super) struct Measured {
+    since: Instant,
+    /// In order.
+    queues: Vec<(QueueKey, Figures)>,
+}
+
+/// How far a queue is.
+#[derive(Clone, Copy)]
+struct Figures {
+    owner: usize,
+    busy_ns: u64,
+    /// What its port has received at its owner: frames and bytes.
+    received: (u64, u64),
+    /// Who helps with it, and what that has taken for it, nanoseconds.
+    helped: Option<(usize, u64)>,
+}
+
+impl Measured {
+    /// Knows of no queue yet.
+    pub(super) fn new(since: Instant) -> Self {
+        Measured {
+            since,
+            queues: Vec::new(),
+        }
+    }
+
+    /// Since when it is measured.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    fn begin(since: Instant, queues: &[QueueSeen], workers: &Workers) -> Self {
+        let figures = |queue: &QueueSeen| Figures {
+            owner: queue.owner,
+            busy_ns: queue.vitals.busy_ns(),
+            received: if queue.lends {
+                workers.received(queue.key, queue.owner)
+            } else {
+                (0, 0)
+            },
+            helped: queue.helper.map(|helper| (helper.worker, helper.busy_ns)),
+        };
+        let queues = queues.iter().map(|queue| (queue.key, figures(queue)));
+        Measured {
+            since,
+            queues: queues.collect(),
+        }
+    }
+}
 
 impl Brain {
-    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do. True if it did. What it goes by was
-    /// measured since the last time.
-    pub(super) fn share(
+    /// Whether enough was measured since sharing last looked.
+    pub(super) fn may_share(&self, now: Instant) -> bool {
+        self.duties.shares() && now.duration_since(self.measured.since) >= sharing::EVERY
+    }
+
+    /// Sharing measures from now on; what it had measured.
+    pub(super) fn measure_sharing(
         &mut self,
         now: Instant,
-        (list, queues): (&[Seen], &[QueueSeen]),
+        queues: &[QueueSeen],
         workers: &Workers,
-    ) -> bool {
-        let (since, before) = self.measure_sharing(now);
-        let elapsed = now.duration_since(since).as_nanos() as u64;
+    ) -> Measured {
+        std::mem::replace(&mut self.measured, Measured::begin(now, queues, workers))
+    }
+
+    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do. True if it did.
+    pub(super) fn share(&mut self, now: Instant, workers: &Workers) -> bool {
+        let (list, queues) = (workers.list(), workers.queues());
+        let before = self.measure_sharing(now, &queues, workers);
+        let elapsed = now.duration_since(before.since).as_nanos() as u64;
         let share = |ns: u64| ns as f64 / elapsed.max(1) as f64;
-        let look = |queue: &QueueSeen| {
-            let old = before.get(&queue.key).filter(|k| k.owner == queue.owner)?;
-            let new = self.queues.get(&queue.key)?;
+        let look = |queue: &QueueSeen, old: &Figures, new: &Figures| {
             let helper = queue.helper.map(|helper| {
                 let since = old.helped.filter(|(worker, _)| *worker == helper.worker);
                 let ns = helper.busy_ns.saturating_sub(since.map_or(0, |(_, ns)| ns));
@@ -35,7 +93,7 @@ impl Brain {
                     load: share(ns),
                 }
             });
-            Some(sharing::Queue {
+            sharing::Queue {
                 key: queue.key,
                 owner: queue.owner,
                 helper,
@@ -44,16 +102,29 @@ impl Brain {
                 load: share(new.busy_ns.saturating_sub(old.busy_ns)),
                 frames: new.received.0.saturating_sub(old.received.0),
                 bytes: new.received.1.saturating_sub(old.received.1),
-            })
+            }
         };
-        let looks: Vec<_> = queues.iter().filter_map(look).collect();
+        let mut looks = Vec::new();
+        let mut own = [0_u64; WORKERS];
+        let mut old = before.queues.iter().peekable();
+        for (queue, (_, new)) in queues.iter().zip(&self.measured.queues) {
+            while old.next_if(|(key, _)| *key < queue.key).is_some() {}
+            let Some((_, old)) = old.next_if(|(key, _)| *key == queue.key) else {
+                continue;
+            };
+            // Of a queue that has just come this is what another spent on it.
+            if let Some(own) = own.get_mut(queue.owner) {
+                *own += new.busy_ns.saturating_sub(old.busy_ns);
+            }
+            if old.owner == queue.owner {
+                looks.push(look(queue, old, new));
+            }
+        }
         let room = |worker: &Seen| {
             let pulse = worker.vitals.read();
-            let own = looks.iter().filter(|queue| queue.owner == worker.index);
             Room {
                 worker: worker.index,
-                // The sum of nothing is -0.
-                load: own.map(|queue| queue.load).sum::<f64>() + 0.0,
+                load: own.get(worker.index).map_or(1.0, |ns| share(*ns)),
                 standing: pulse.standing > 0 && !pulse.asleep,
                 resting: worker.resting,
                 node: worker.node,
@@ -62,7 +133,7 @@ impl Brain {
         let rooms: Vec<_> = list.iter().map(room).collect();
         let at = now.duration_since(self.started);
         let noted = match self.sharing.look(at, &looks, &rooms) {
-            None => return false,
+            None => None,
             Some(Wish::Share(queue, helper, why)) => {
                 let shared = workers.share(queue, helper).is_ok();
                 shared.then_some((What::Share(queue, helper), why))
@@ -71,21 +142,35 @@ impl Brain {
                 workers.unshare(queue).then_some((What::Alone(queue), why))
             }
         };
-        let Some((what, why)) = noted else {
-            return false;
-        };
-        self.trace.note(SystemTime::now(), what, why);
-        // What came of it is worth a look soon.
-        self.balancer.hurry();
-        true
+        let done = noted.is_some();
+        if let Some((what, why)) = noted {
+            self.trace.note(SystemTime::now(), what, why);
+            // What came of it is worth a look soon.
+            self.balancer.hurry();
+        }
+        let came = if done { Came::Relief } else { Came::NoHelper };
+        let seeking = std::mem::take(&mut self.seeking);
+        for who in (0..WORKERS).filter(|who| seeking >> who & 1 != 0) {
+            self.hush.after(who, came, now);
+        }
+        done
     }
 
-    /// Measures for sharing from now on; since when it did, and what it knew of queues then.
-    pub(super) fn measure_sharing(
-        &mut self,
-        now: Instant,
-    ) -> (Instant, Arc<BTreeMap<QueueKey, Known>>) {
-        std::mem::replace(&mut self.shared, (now, Arc::clone(&self.queues)))
+    /// Whether this worker has a queue that another one could help with.
+    pub(super) fn may_have_helper(&self, worker: usize, workers: &Workers) -> bool {
+        if !self.duties.shares() || !Hush::knows(worker) {
+            return false;
+        }
+        let queues = workers.queues();
+        let may =
+            |queue: &QueueSeen| queue.owner == worker && queue.lends && queue.asked == Asked::Auto;
+        queues.iter().any(may) && {
+            let list = workers.list();
+            let own = list.iter().find(|own| own.index == worker);
+            let near = |other: &&Seen| own.is_some_and(|own| own.node == other.node);
+            let mut others = list.iter().filter(near).filter(|w| w.index != worker);
+            !is_engaged(&queues, worker) && others.any(|other| !is_engaged(&queues, other.index))
+        }
     }
 
     /// Finds helpers for the queues that the operator wants shared: one may have left, or a queue come back.
@@ -107,17 +192,13 @@ impl Brain {
         let (list, queues) = (workers.list(), workers.queues());
         let queue = queues.iter().find(|queue| queue.key == key);
         let owner = queue.ok_or(ShareError::NoQueue)?.owner;
-        let engaged = |worker: usize| {
-            let mut shared = queues.iter().filter(|queue| queue.helper.is_some());
-            shared.any(|q| q.owner == worker || helps(q, worker))
-        };
         let busy = |worker: &Seen| {
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
             worker.vitals.read().busy_ns.saturating_sub(before)
         };
         let others = || list.iter().filter(|worker| worker.index != owner);
         others().next().ok_or(ShareError::NoWorker)?;
-        let free = others().filter(|worker| !engaged(worker.index));
+        let free = others().filter(|worker| !is_engaged(&queues, worker.index));
         let helper = free.min_by_key(|worker| (busy(worker), worker.queues.len()));
         let helper = helper.ok_or(ShareError::Engaged)?.index;
         workers.share(key, helper)?;
@@ -127,7 +208,10 @@ impl Brain {
     }
 }
 
-/// Whether a worker helps with a queue.
-fn helps(queue: &QueueSeen, worker: usize) -> bool {
-    queue.helper.is_some_and(|helper| helper.worker == worker)
+/// Whether a worker helps, or is helped.
+fn is_engaged(queues: &[QueueSeen], worker: usize) -> bool {
+    let mut shared = queues
+        .iter()
+        .filter_map(|queue| Some((queue.owner, queue.helper?.worker)));
+    shared.any(|(owner, helper)| owner == worker || helper == worker)
 }

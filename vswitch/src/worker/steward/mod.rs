@@ -41,8 +41,9 @@ use super::bell::Ears;
 use super::registry::sharing::ShareError;
 use super::registry::{Asked, MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Report, Shared};
+use helpers::Measured;
 pub use orders::Order;
-use press::{COUNTED, Hush, Pressed};
+use press::{COUNTED, Came, Hush, Pressed};
 use sharing::Sharing;
 use trace::{Decision, Trace, What};
 
@@ -317,7 +318,7 @@ struct Brain {
     started: Instant,
     /// When balancing last looked, and what it saw.
     balanced: Instant,
-    queues: Arc<BTreeMap<QueueKey, Known>>,
+    queues: BTreeMap<QueueKey, Known>,
     /// When scaling last looked, and how long each worker had been busy by then.
     scaled: Instant,
     busy: [u64; WORKERS],
@@ -325,8 +326,9 @@ struct Brain {
     watched: (Instant, u64),
     calm: Duration,
     sharing: Sharing,
-    /// When sharing last looked, and what it saw.
-    shared: (Instant, Arc<BTreeMap<QueueKey, Known>>),
+    /// What sharing goes by, and which workers it looks for soon because they rang, a bit each.
+    measured: Measured,
+    seeking: u64,
     #[cfg(feature = "dpdk")]
     retas: reta::Retas,
     shrunk: Option<Instant>,
@@ -343,9 +345,6 @@ struct Brain {
 struct Known {
     item: u16,
     busy_ns: u64,
-    /// Who owned it then, and what its port had received there: frames and bytes.
-    owner: usize,
-    received: (u64, u64),
     /// Who helped with it then, and what that had taken for it, nanoseconds.
     helped: Option<(usize, u64)>,
 }
@@ -364,13 +363,14 @@ impl Brain {
             trace: Arc::default(),
             started: now,
             balanced: now,
-            queues: Arc::default(),
+            queues: BTreeMap::new(),
             scaled: now,
             busy: [0; WORKERS],
             watched: (now, 0),
             calm: CALM_MIN,
             sharing: Sharing::default(),
-            shared: (now, Arc::default()),
+            measured: Measured::new(now),
+            seeking: 0,
             #[cfg(feature = "dpdk")]
             retas: reta::Retas::default(),
             shrunk: None,
@@ -383,10 +383,11 @@ impl Brain {
 
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
-        (self.doubtful, self.pressed) = (None, None);
+        (self.doubtful, self.pressed, self.seeking) = (None, None, 0);
         self.balancer.forget();
-        self.remember(now, &workers.queues(), workers);
-        self.measure_sharing(now);
+        let queues = workers.queues();
+        self.remember(now, &queues);
+        self.measure_sharing(now, &queues, workers);
         #[cfg(feature = "dpdk")]
         self.retas.begin(workers);
         let list = workers.list();
@@ -412,9 +413,7 @@ impl Brain {
         &mut self,
         now: Instant,
         queues: &[QueueSeen],
-        workers: &Workers,
-    ) -> (Vec<u64>, Arc<BTreeMap<QueueKey, Known>>) {
-        let shares = self.duties.shares();
+    ) -> (Vec<u64>, BTreeMap<QueueKey, Known>) {
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
             if let Some(taken) = taken.get_mut(usize::from(old.item)) {
@@ -437,19 +436,13 @@ impl Brain {
             let seen = |item| Known {
                 item,
                 busy_ns,
-                owner: queue.owner,
-                received: if shares && queue.lends {
-                    workers.received(queue.key, queue.owner)
-                } else {
-                    (0, 0)
-                },
                 helped: queue.helper.map(|helper| (helper.worker, helper.busy_ns)),
             };
             known.extend(item.map(|item| (queue.key, seen(item))));
         }
         self.balanced = now;
-        let known = Arc::new(known.into_iter().collect());
-        (loads, std::mem::replace(&mut self.queues, known))
+        let before = std::mem::replace(&mut self.queues, known.into_iter().collect());
+        (loads, before)
     }
 
     fn remember_busy(&mut self, now: Instant, workers: &[Seen]) {
@@ -472,9 +465,14 @@ impl Brain {
         let mut helped = false;
         if self.duties.rebalance && self.is_due(now, workers) {
             helped = self.balance(now, workers).helped;
-            if let Some(pressed) = self.pressed.take() {
-                self.hush.after(pressed.who, helped, now);
+            match self.pressed.take() {
+                Some(pressed) if helped => self.hush.after(pressed.who, Came::Relief, now),
+                Some(pressed) => helped = self.in_vain(now, pressed.who, workers),
+                None => {}
             }
+        }
+        if self.seeking != 0 && self.may_share(now) {
+            helped |= self.share(now, workers);
         }
         let mut next = self.next(workers, busy);
         if self.changed && self.duties.rebalance {
@@ -486,15 +484,18 @@ impl Brain {
         }
         let doubtful = self.doubtful.take();
         if let Some(who) = rung.or(doubtful).filter(|_| !scaled) {
-            if helped {
-                self.hush.after(who, true, now);
+            if helped || self.changed {
+                self.hush.after(who, Came::Relief, now);
             } else if !self.press(now, who, (&list, &looks), workers) {
                 if rung.is_some() {
                     // Seen again it may be worth it, or else not for a while.
                     self.doubtful = rung;
-                } else if !self.hush.after(who, self.changed, now) {
-                    next.ears = Ears::Deaf;
+                } else {
+                    self.in_vain(now, who, workers);
                 }
+            }
+            if !Hush::knows(who) {
+                next.ears = Ears::Deaf;
             }
         }
         self.wait_for_news(now, next)
@@ -643,7 +644,7 @@ impl Brain {
         let (list, queues) = (workers.list(), workers.queues());
         self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
-        let (measured, before) = self.remember(now, &queues, workers);
+        let (measured, before) = self.remember(now, &queues);
         let mut by_owner = [0_u64; WORKERS];
         for (queue, load) in queues.iter().zip(&measured) {
             if let Some(sum) = by_owner.get_mut(queue.owner) {
@@ -723,10 +724,8 @@ impl Brain {
                 return balanced;
             }
         }
-        if !self.duties.shares() {
-            self.measure_sharing(now);
-        } else if !moved && now.duration_since(self.shared.0) >= sharing::EVERY {
-            balanced.helped |= self.share(now, (&list, &queues), workers);
+        if !moved && self.may_share(now) {
+            balanced.helped |= self.share(now, workers);
         }
         // What is learned counts at the next look.
         workers.look_for_homes(now);

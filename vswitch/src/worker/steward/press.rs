@@ -7,11 +7,16 @@
 //!
 //! [`Balancer::press`]: vswitch_flowtable::balance::Balancer::press
 //!
+//! Moving can do nothing for a worker with one queue. If that could have a [helper](super::sharing), sharing looks at what it
+//! measured until now, and [`EVERY`] later again, at what the worker did since it rang. It measures by itself, so nothing of
+//! that is lost when loads are counted anew, whoever rang for it.
+//!
 //! # Limits
 //!
-//! A worker that rang for nothing is not heard for [`HUSHED`], for twice as long each time running, up to [`LONGEST`]; others
-//! are. After its ring there are at most a look at once, one [`AGAIN`] later or those at what was counted, and one when it is
-//! heard again. So in the long run a worker that cannot be helped causes a few looks a second. One that was helped is not
+//! A worker that rang for nothing is not heard for [`HUSHED`], for twice as long each time running, up to [`LONGEST`], or
+//! [`SEEKING`] where somebody could help; others are. After its ring there are at most a look at once, one [`AGAIN`] later
+//! or those at what was counted, one at what sharing measured, and one when it is heard again. So in the long run a worker
+//! that cannot be helped causes a few looks a second, and one that somebody could help some 30. One that was helped is not
 //! heard for [`SETTLED`]: so a queue that has moved rests for 8 looks that are 3 ms apart at least.
 
 use std::time::{Duration, Instant};
@@ -19,6 +24,7 @@ use std::time::{Duration, Instant};
 use super::super::DELAY_LIMIT;
 use super::super::bell::Ears;
 use super::super::registry::{Seen, Workers};
+use super::sharing::EVERY;
 use super::{AGAIN, Brain, MEASURED, Next, WORKERS};
 use vswitch_flowtable::scale;
 
@@ -31,8 +37,21 @@ const WHOLE: Duration = Duration::from_millis(10);
 const HUSHED: Duration = Duration::from_millis(4);
 /// The same after it was in vain again and again.
 const LONGEST: Duration = Duration::from_secs(1);
+/// The same of a worker that somebody could help with its queue: whether it is hot enough may be other soon.
+const SEEKING: Duration = Duration::from_millis(128);
 /// For how long a worker is not heard that was helped: it first completes what had queued up.
 const SETTLED: Duration = Duration::from_millis(2);
+
+/// What came of a worker's ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Came {
+    /// Somebody has less to do.
+    Relief,
+    /// Nothing, and nothing can.
+    Nothing,
+    /// Nothing this time, though some other worker could help with its queue.
+    NoHelper,
+}
 
 /// Loads are being counted.
 #[derive(Clone, Copy)]
@@ -56,6 +75,15 @@ struct Voice {
     pause: Duration,
 }
 
+impl Voice {
+    /// For how long, if it rang again soon. One that was silent for as long when it was heard again begins anew.
+    fn paused(&self, now: Instant) -> Duration {
+        let again = |until: Instant| now <= until + self.pause.max(HUSHED);
+        let again = self.until.is_some_and(again);
+        if again { self.pause } else { Duration::ZERO }
+    }
+}
+
 impl Default for Hush {
     fn default() -> Self {
         Hush {
@@ -65,22 +93,30 @@ impl Default for Hush {
 }
 
 impl Hush {
-    /// This worker rang, and it helped, or was in vain. False if it cannot be kept from ringing again.
-    pub(super) fn after(&mut self, worker: usize, helped: bool, now: Instant) -> bool {
+    /// This worker rang; says what came of it.
+    pub(super) fn after(&mut self, worker: usize, came: Came, now: Instant) {
         let Some(voice) = self.voices.get_mut(worker) else {
-            return false;
+            return;
         };
-        // One that was silent for as long when it was heard again begins anew.
-        let again = voice
-            .until
-            .is_some_and(|until| now <= until + voice.pause.max(HUSHED));
-        voice.pause = match (helped, again) {
-            (true, _) => Duration::ZERO,
-            (false, true) => (voice.pause * 2).clamp(HUSHED, LONGEST),
-            (false, false) => HUSHED,
+        let longer = voice.paused(now) * 2;
+        voice.pause = match came {
+            Came::Relief => Duration::ZERO,
+            Came::Nothing => longer.clamp(HUSHED, LONGEST),
+            Came::NoHelper => longer.clamp(HUSHED, SEEKING),
         };
-        voice.until = Some(now + if helped { SETTLED } else { voice.pause });
-        true
+        voice.until = Some(now + voice.pause.max(SETTLED));
+    }
+
+    /// What this worker rang for is known at that time.
+    pub(super) fn until(&mut self, worker: usize, then: Instant, now: Instant) {
+        if let Some(voice) = self.voices.get_mut(worker) {
+            (voice.pause, voice.until) = (voice.paused(now), Some(then));
+        }
+    }
+
+    /// Whether this worker can be kept from ringing.
+    pub(super) const fn knows(worker: usize) -> bool {
+        worker < WORKERS
     }
 
     /// Who is not heard at this time, a bit each, and how long it is until one of them is.
@@ -118,7 +154,7 @@ impl Brain {
     }
 
     fn count(&mut self, now: Instant, workers: &Workers) {
-        self.remember(now, &workers.queues(), workers);
+        self.remember(now, &workers.queues());
         #[cfg(feature = "dpdk")]
         self.retas.count(workers);
     }
@@ -162,8 +198,34 @@ impl Brain {
         true
     }
 
+    /// Moving helps this worker nothing, so it is to have a helper if that helps; true if it has one now.
+    pub(super) fn in_vain(&mut self, now: Instant, who: usize, workers: &Workers) -> bool {
+        if !self.may_have_helper(who, workers) {
+            self.hush.after(who, Came::Nothing, now);
+            return false;
+        }
+        // What was measured until now is not lost, and if it is little it is of the same time.
+        if self.may_share(now) && self.share(now, workers) {
+            self.hush.after(who, Came::Relief, now);
+            return true;
+        }
+        self.seeking |= 1 << who;
+        self.hush.until(who, self.measured.since() + EVERY, now);
+        false
+    }
+
     /// The same, with what may ring before, and when to look because of that.
-    pub(super) fn wait_for_news(&self, now: Instant, mut next: Next) -> Next {
+    pub(super) fn wait_for_news(&self, now: Instant, next: Next) -> Next {
+        let mut next = self.wait_for_rings(now, next);
+        if self.seeking != 0 {
+            let measured = now.duration_since(self.measured.since());
+            let left = EVERY.saturating_sub(measured);
+            next.within = next.within.map(|within| within.min(left));
+        }
+        next
+    }
+
+    fn wait_for_rings(&self, now: Instant, mut next: Next) -> Next {
         let measured = now.duration_since(self.balanced);
         let left = self.balancer.period().saturating_sub(measured);
         if self.pressed.is_some() && !self.changed {
@@ -214,7 +276,7 @@ mod tests {
         assert_eq!(hush.at(now), (0, None));
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            assert!(hush.after(5, false, now));
+            hush.after(5, Came::Nothing, now);
             let (hushed, left) = hush.at(now);
             assert_eq!(hushed, 1 << 5, "others are heard");
             pauses.push(left.unwrap());
@@ -224,14 +286,26 @@ mod tests {
         let doubled: Vec<_> = (0..8).map(|n| HUSHED * (1 << n)).collect();
         assert_eq!(pauses[..8], doubled);
         assert_eq!(pauses[8..], [LONGEST; 2]);
-        assert!(hush.after(5, true, now));
+        hush.after(5, Came::NoHelper, now);
+        assert_eq!(hush.at(now).1, Some(SEEKING), "somebody could help");
+        now += SEEKING;
+        hush.until(5, now + EVERY, now);
+        assert_eq!(hush.at(now).1, Some(EVERY), "it is known soon");
+        now += EVERY;
+        hush.after(5, Came::Nothing, now);
+        assert_eq!(hush.at(now).1, Some(SEEKING * 2), "as if it had rung now");
+        hush.after(5, Came::Relief, now);
         assert_eq!(hush.at(now).1, Some(SETTLED), "it was helped");
         now += SETTLED;
-        assert!(hush.after(5, false, now));
+        hush.after(5, Came::Nothing, now);
         assert_eq!(hush.at(now).1, Some(HUSHED));
         now += HUSHED * 3;
-        assert!(hush.after(5, false, now));
+        hush.after(5, Came::Nothing, now);
         assert_eq!(hush.at(now).1, Some(HUSHED), "it was silent for long");
-        assert!(!hush.after(WORKERS, false, now), "it has no place");
+        hush.after(WORKERS, Came::Nothing, now);
+        assert!(
+            !Hush::knows(WORKERS) && hush.at(now).0 == 1 << 5,
+            "it has no place"
+        );
     }
 }

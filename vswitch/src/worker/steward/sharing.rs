@@ -25,7 +25,7 @@ const ROOM: f64 = 0.40;
 const NO_ROOM: f64 = 0.60;
 /// Bytes of a frame on average from which on it pays: at 64 bytes it costs a little.
 const LARGE: u64 = 512;
-/// Looks after which the helper must have outputs. They are [`EVERY`] apart at least, however often queues are balanced.
+/// Looks after which the helper must have outputs. They are [`EVERY`] apart at least.
 const PATIENCE: u32 = 3;
 /// Less than this between two looks says little.
 pub(super) const EVERY: Duration = Duration::from_millis(10);

@@ -1,17 +1,28 @@
+use arc_swap::ArcSwap;
+use vswitch_packet::Accepts;
+use vswitch_simguest::driver::{Notifier, TxOptions, TxQueue};
+use vswitch_simguest::memory::{Layout, Memory};
+use vswitch_vhost::memory::{GuestAddr, GuestMemory, Region, RegionSpec, UserAddr};
+use vswitch_vhost::{QueuePair, Standalone, TxRing, features};
+
 use super::*;
+use crate::forward::fdb::FdbWriter;
 use crate::forward::learn::LearnMailbox;
-use crate::forward::{PortIndex, PortRef};
+use crate::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, Output, PortSpec};
+use crate::forward::vlan::VlanRule;
+use crate::forward::{BridgeIndex, PortIndex, PortRef, Snapshot};
 use crate::mailbox::Mailbox;
-use crate::worker::BusyPoll;
 use crate::worker::bell::Bell;
 use crate::worker::registry::Wanted;
 use crate::worker::vitals::QueueVitals;
+use crate::worker::{BusyPoll, Input};
 
 pub(super) const ALL: Duties = Duties {
     rebalance: true,
     scale: true,
     share: true,
 };
+const LARGE: u64 = 1500;
 const NONE: Duties = Duties {
     rebalance: false,
     scale: false,
@@ -20,8 +31,12 @@ const NONE: Duties = Duties {
 
 /// Workers on cores that do not exist: the threads run unpinned, which is all the same here.
 pub(in crate::worker) fn workers(count: u32) -> Arc<Workers> {
+    workers_with(count, BusyPoll::Adaptive, Snapshot::default())
+}
+
+fn workers_with(count: u32, busy_poll: BusyPoll, snapshot: Snapshot) -> Arc<Workers> {
     let shared = Arc::new(Shared {
-        snapshot: arc_swap::ArcSwap::default(),
+        snapshot: ArcSwap::from_pointee(snapshot),
         clock: 0.into(),
         learn: Arc::new(LearnMailbox::new(1).unwrap()),
         reports: Mailbox::new(1).unwrap(),
@@ -29,7 +44,7 @@ pub(in crate::worker) fn workers(count: u32) -> Arc<Workers> {
     });
     let on = |core| Wanted {
         core,
-        busy_poll: BusyPoll::Adaptive,
+        busy_poll,
         max_sleep: Duration::ZERO,
     };
     let wanted: Vec<_> = (1000..1000 + count).map(on).collect();
@@ -71,6 +86,63 @@ const REBALANCE: Duties = Duties {
     rebalance: true,
     ..NONE
 };
+const SHARE: Duties = Duties {
+    share: true,
+    ..REBALANCE
+};
+
+/// A guest's transmit ring in which nothing comes.
+fn silent_ring() -> TxRing {
+    const FEATURES: u64 = features::mask(features::VERSION_1);
+    let memory = Memory::new(&Layout::single(8 << 20)).unwrap();
+    let notifier = Notifier::new().unwrap();
+    let call = notifier.call_fd().try_clone_to_owned().unwrap();
+    let tx = TxQueue::new(&memory, notifier, FEATURES, &TxOptions::default()).unwrap();
+    let mut table = GuestMemory::empty();
+    for region in memory.regions() {
+        let spec = RegionSpec {
+            guest: GuestAddr(region.guest()),
+            size: region.size(),
+            user: UserAddr(region.user()),
+            offset: region.file_offset(),
+        };
+        let mapped = Region::map(spec, region.fd()).unwrap();
+        table = table.with(Arc::new(mapped)).unwrap();
+    }
+    let at = tx.ring().parts().addresses();
+    let standalone = Standalone {
+        pair: QueuePair(0),
+        memory: Arc::new(table),
+        descriptors: UserAddr(at.desc),
+        available: UserAddr(at.avail),
+        used: UserAddr(at.used),
+        size: tx.ring().size(),
+        features: FEATURES,
+        call: Some(Arc::new(call)),
+    };
+    TxRing::standalone(&standalone).unwrap()
+}
+
+/// One port, in so many workers.
+fn one_port(at: PortRef, workers: u32) -> Snapshot {
+    let spec = PortSpec {
+        at,
+        name: "guest".into(),
+        bridge: BridgeIndex(0),
+        vlan: VlanRule::untagged(),
+        learning: true,
+        admin_up: true,
+        offloads: Accepts::default(),
+        coalesce: Coalesce::default(),
+        output: Output::Guest(Arc::new(GuestQueues::new(1, [7; 16]))),
+        counters: (0..workers).map(|_| Arc::default()).collect(),
+    };
+    let bridge = BridgeSpec {
+        mtu: 1500,
+        fdb: FdbWriter::new(16, [1, 2]).table(),
+    };
+    Snapshot::new(vec![Some(spec)], vec![Some(bridge)], None)
+}
 
 /// Workers with queues that give steady work, on a clock of its own. Queues are only in the books, so one that moves is
 /// gone.
@@ -91,6 +163,8 @@ struct Fake {
     vitals: Arc<QueueVitals>,
     /// Part of a worker that it would take.
     load: f64,
+    /// Bytes of a frame; each takes 5 us.
+    len: u64,
 }
 
 impl World {
@@ -112,9 +186,38 @@ impl World {
                 owner,
                 vitals: workers.pretend(key, owner),
                 load: loads[owner],
+                len: LARGE,
             }
         };
         let queues = (0..each * loads.len() as u16).map(fake).collect();
+        World::of(duties, workers, queues)
+    }
+
+    /// One queue, which can be shared, and gives nothing yet. Workers without a queue sleep.
+    fn lone(duties: Duties, count: u32) -> Self {
+        let port = PortRef {
+            index: PortIndex(0),
+            incarnation: 1,
+        };
+        let key = QueueKey { port, queue: 0 };
+        // One that does not sleep does not say that it does.
+        let workers = workers_with(count, BusyPoll::Always, one_port(port, count));
+        let ring = Input::Guest(Box::new(silent_ring()));
+        let owner = workers.attach(key, ring, None).unwrap();
+        while workers.list()[owner].vitals.read().asleep {
+            std::thread::yield_now();
+        }
+        let fake = Fake {
+            key,
+            owner,
+            vitals: Arc::clone(&workers.queues()[0].vitals),
+            load: 0.0,
+            len: LARGE,
+        };
+        World::of(duties, workers, vec![fake])
+    }
+
+    fn of(duties: Duties, workers: Arc<Workers>, queues: Vec<Fake>) -> Self {
         for worker in workers.list() {
             workers.rest(worker.index, false);
             worker.vitals.wakes();
@@ -154,12 +257,31 @@ impl World {
         let within = self.next.within.unwrap();
         let passes = rung.map_or(within, |_| within.min(crate::worker::LOOK));
         let rung = rung.filter(|_| passes < within);
+        self.work(passes);
+        self.next = self.brain.look(self.now, rung, &self.workers);
+        self.looks += 1;
+    }
+
+    /// Part of the time until the next look.
+    fn wait(&mut self, time: Duration) {
+        let left = self.next.within.unwrap().checked_sub(time);
+        self.next.within = Some(left.unwrap());
+        self.work(time);
+    }
+
+    /// So much time passes.
+    fn work(&mut self, passes: Duration) {
         for queue in &self.queues {
             let share = queue.load / self.wanted(queue.owner).max(1.0);
             let took = passes.mul_f64(share).as_nanos() as u64;
-            queue.vitals.burst(1, took);
+            let frames = took / 5_000;
+            queue.vitals.burst(frames, took);
+            if let Some(counters) = self.workers.counters(queue.key, queue.owner) {
+                counters.received.add(frames);
+                counters.received_bytes.add(frames * queue.len);
+            }
         }
-        for worker in &list {
+        for worker in self.workers.list() {
             let wanted = self.wanted(worker.index);
             let busy = passes.mul_f64(wanted.min(1.0));
             worker.vitals.turn(true, busy.as_nanos() as u64);
@@ -169,8 +291,6 @@ impl World {
             }
         }
         self.now += passes;
-        self.next = self.brain.look(self.now, rung, &self.workers);
-        self.looks += 1;
     }
 
     /// Runs for so long; says how many looks that took.
@@ -180,6 +300,17 @@ impl World {
             self.step();
         }
         self.looks - before
+    }
+
+    /// Runs until a queue has a helper; says how long that took.
+    fn run_to_share(&mut self) -> Duration {
+        let began = self.now;
+        while self.workers.queues().iter().all(|q| q.helper.is_none()) {
+            self.step();
+            let told = self.brain.trace.decisions();
+            assert!(self.now < began + Duration::from_secs(5), "alone: {told:?}");
+        }
+        self.now - began
     }
 
     /// Runs until a queue moves; says how long that took, and whose it was.
@@ -203,21 +334,92 @@ impl Drop for World {
 
 #[test]
 fn standing_work_does_not_wait_for_the_period() {
-    let time = |rings: bool, duties: Duties| {
-        let mut world = World::new(duties, 4, &[0.16, 0.16]);
+    // So many queues for each of two workers, of this load each, before and after.
+    type Case = (u16, [f64; 2], [f64; 2]);
+    let time = |rings: bool, duties: Duties, (each, before, after): Case| {
+        let mut world = World::new(duties, each, &before);
         world.rings = rings;
         world.run(Duration::from_secs(3));
         assert_eq!(world.brain.balancer.period(), Duration::from_secs(1));
-        world.load(0, 0.35);
+        world.load(0, after[0]);
+        world.load(1, after[1]);
         let (time, owner) = world.run_to_move();
         assert_eq!(owner, 0);
-        println!("{duties:?}, rings: {rings}: after {time:?}");
+        println!("{each} queues, {duties:?}, rings: {rings}: after {time:?}");
         time
     };
-    assert!(time(false, REBALANCE) > Duration::from_millis(100));
-    for duties in [REBALANCE, ALL] {
-        assert!(time(true, duties) < Duration::from_millis(2));
+    let (some, two) = (
+        (4, [0.16; 2], [0.35, 0.16]),
+        // The other has nothing to do any more.
+        (2, [0.3; 2], [0.6, 0.0]),
+    );
+    for case in [some, two] {
+        assert!(time(false, REBALANCE, case) > Duration::from_millis(100));
+        for duties in [REBALANCE, SHARE] {
+            assert!(time(true, duties, case) < Duration::from_millis(2));
+        }
     }
+    assert!(time(true, ALL, some) < Duration::from_millis(2));
+}
+
+/// Moving does nothing for it; it is measured for as long as ever, but from when it rings.
+#[test]
+fn a_lone_hot_queue_does_not_wait_for_the_period() {
+    let time = |rings: bool, duties: Duties, calm: Duration| {
+        let mut world = World::lone(duties, 2);
+        world.rings = rings;
+        let owner = world.queues[0].owner;
+        world.load(owner, 0.5);
+        world.run(calm);
+        world.wait(world.next.within.unwrap() / 2);
+        world.load(owner, 1.3);
+        let time = world.run_to_share();
+        println!("calm for {calm:?}, {duties:?}, rings: {rings}: a helper after {time:?}");
+        time
+    };
+    for duties in [SHARE, ALL] {
+        for calm in [0, 3, 65, 3000].map(Duration::from_millis) {
+            let (with, without) = (time(true, duties, calm), time(false, duties, calm));
+            assert!(
+                with <= without && with < sharing::EVERY * 2,
+                "{with:?} {without:?}"
+            );
+        }
+    }
+    let least = time(false, SHARE, Duration::from_millis(3000));
+    assert!(least > Duration::from_millis(100), "{least:?}");
+}
+
+/// It rings all the time, and its frames are too small for a helper.
+#[test]
+fn a_lone_hot_queue_that_gains_nothing_causes_few_looks() {
+    let mut world = World::lone(SHARE, 2);
+    world.queues[0].len = 64;
+    let owner = world.queues[0].owner;
+    world.load(owner, 1.3);
+    let seconds: Vec<_> = (0..4).map(|_| world.run(Duration::from_secs(1))).collect();
+    println!("looks by second: {seconds:?}");
+    // Once in what it is not heard for and what is measured: a look as it rings, and three at most until it is heard again.
+    let rings = 1000 / (128 + 10) + 1;
+    assert!(
+        seconds[1..].iter().all(|n| *n <= rings * 4 + 4),
+        "{seconds:?}"
+    );
+    assert!(world.workers.queues()[0].helper.is_none());
+    // And is helped when that has changed.
+    world.queues[0].len = LARGE;
+    let time = world.run_to_share();
+    assert!(time < Duration::from_millis(300), "{time:?}");
+}
+
+/// Who has little to do is spared, though another rings all the time.
+#[test]
+fn pressing_does_not_keep_workers_in_use() {
+    let mut world = World::new(ALL, 4, &[0.0, 0.01, 0.01]);
+    world.queues[0].load = 1.5;
+    world.run(Duration::from_millis(200));
+    let resting = world.workers.list().iter().filter(|w| w.resting).count();
+    assert_eq!(resting, 1, "{:?}", world.brain.trace.decisions());
 }
 
 /// Every worker has more than it can do, and nobody has room.
@@ -274,12 +476,12 @@ fn a_turn_from_before_is_not_counted() {
 #[test]
 fn pressing_is_no_look_of_sharing() {
     let mut world = World::new(ALL, 4, &[0.4; 4]);
-    let (mut last, mut pressed, mut shared) = (world.brain.shared.0, 0, 0);
+    let (mut last, mut pressed, mut shared) = (world.brain.measured.since(), 0, 0);
     let end = world.now + Duration::from_millis(300);
     while world.now < end {
         world.step();
         pressed += usize::from(world.brain.pressed.is_some());
-        let since = world.brain.shared.0;
+        let since = world.brain.measured.since();
         if since != last {
             assert!(since - last >= sharing::EVERY);
             (last, shared) = (since, shared + 1);
