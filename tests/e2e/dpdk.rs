@@ -1,6 +1,6 @@
 //! DPDK on either side: testpmd as a guest, and ports of the switch on devices of the host.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vswitch_tests::{Guest, Netns, Result, Role, RunDir, Switch, TestPmd, cases, check};
 
@@ -15,7 +15,7 @@ cases!("dpdk":
     a_tap_port_reaches_the_host,
 );
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Two testpmds on one bridge: one sends to the other's address, and all that was delivered must have come.
 fn through(dir: &RunDir, config: &str, role: Role, options: &[&str]) -> Result<()> {
@@ -55,8 +55,11 @@ fn through(dir: &RunDir, config: &str, role: Role, options: &[&str]) -> Result<(
         Ok(())
     })?;
     let delivered = switch.accounted()?.ports["vm2"].tx.delivered;
-    std::thread::sleep(Duration::from_millis(500));
-    let received = receiver.stats()?.received;
+    let (mut received, started) = (receiver.stats()?.received, Instant::now());
+    while received < delivered && started.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(50));
+        received = receiver.stats()?.received;
+    }
     check!(
         received == delivered,
         "the switch delivered {delivered} frames, testpmd received {received}"
@@ -142,7 +145,7 @@ fn an_af_packet_port_reaches_a_namespace(dir: &RunDir) -> Result<()> {
         server[0],
         server[1..].iter().chain(&["iperf3", "-s"]),
     )?;
-    std::thread::sleep(Duration::from_millis(500));
+    netns.wait_listening(5201)?;
     for direction in ["", "-R"] {
         vm1.run(&format!(
             "iperf3 -c 10.77.0.9 -t 3 {direction} >/tmp/iperf 2>&1 || (cat /tmp/iperf; false)"

@@ -22,7 +22,7 @@ cases!("guests":
     tcp_beside_a_kernel_bridge,
 );
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn ping_and_iperf(dir: &RunDir) -> Result<()> {
     let (switch, mut vm1, mut vm2) = two_guests(dir)?;
@@ -31,8 +31,9 @@ fn ping_and_iperf(dir: &RunDir) -> Result<()> {
     check!(vm2.ping(ADDRESSES[0], 20)? == 20, "vm2's pings were lost");
     for direction in ["", "-R"] {
         let tcp = iperf(&mut vm1, &mut vm2, ADDRESSES[1], 3, direction)?;
+        // Not a rate: what is wrong with segments or checksums leaves next to nothing, however fast the machine is.
         check!(
-            tcp.bits_per_second > 20e6,
+            tcp.bits_per_second > 1e6,
             "TCP {direction} reached {:.1} Mbit/s",
             tcp.bits_per_second / 1e6
         );
@@ -42,10 +43,10 @@ fn ping_and_iperf(dir: &RunDir) -> Result<()> {
             &mut vm2,
             ADDRESSES[1],
             3,
-            &format!("-u -b 5M {direction}"),
+            &format!("-u -b 1M {direction}"),
         )?;
         check!(
-            udp.bytes > 1_500_000 && udp.lost == 0,
+            udp.bytes > 200_000 && udp.lost == 0,
             "UDP {direction}: {} bytes, {} datagrams lost",
             udp.bytes,
             udp.lost

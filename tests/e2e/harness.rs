@@ -16,7 +16,7 @@ fn two_guests_talk_over_a_kernel_bridge(dir: &RunDir) -> Result<()> {
     ];
     let [one, two] = [guest(1, nics[0].clone()), guest(2, nics[1].clone())];
     let [mut vm1, mut vm2] = Guest::boot_all(dir, [&one, &two])?;
-    vm1.wait_for_answer(ADDRESSES[1], Duration::from_secs(10))?;
+    vm1.wait_for_answer(ADDRESSES[1], Duration::from_secs(60))?;
     check!(
         vm2.ping(ADDRESSES[0], 10)? == 10,
         "pings were lost between two guests on a kernel bridge"
@@ -33,7 +33,7 @@ fn two_guests_talk_over_a_kernel_bridge(dir: &RunDir) -> Result<()> {
 fn a_guest_survives_what_a_console_must(dir: &RunDir) -> Result<()> {
     let mut vm = Guest::boot(dir, &vswitch_tests::GuestSpec::new("vm"))?;
     let (status, output) =
-        vm.try_run("echo one; echo two >&2; (exit 9)", Duration::from_secs(10))?;
+        vm.try_run("echo one; echo two >&2; (exit 9)", Duration::from_secs(60))?;
     check!(
         (status, output.as_str()) == (9, "one\ntwo"),
         "got status {status} and {output:?}"
@@ -56,7 +56,7 @@ fn a_guest_survives_what_a_console_must(dir: &RunDir) -> Result<()> {
     vm.run("echo lost on reboot >/tmp/mark")?;
     vm.reboot()?;
     check!(
-        vm.try_run("cat /tmp/mark", Duration::from_secs(10))?.0 != 0,
+        vm.try_run("cat /tmp/mark", Duration::from_secs(60))?.0 != 0,
         "the guest did not really reboot"
     );
     Ok(())

@@ -15,7 +15,7 @@ cases!("offloads":
     packed_rings_with_chains,
 );
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const RECEIVE: [&str; 5] = [
     "guest_csum",
     "guest_tso4",
@@ -34,7 +34,7 @@ fn talk(switch: &Switch<'_>, vm1: &mut Guest, vm2: &mut Guest) -> Result<()> {
     // UDP leaves its checksum to the NIC too.
     let udp = iperf(vm1, vm2, ADDRESSES[1], 2, "-u -b 2M -l 3000")?;
     check!(
-        udp.bytes > 300_000 && udp.lost == 0,
+        udp.bytes > 100_000 && udp.lost == 0,
         "UDP: {} bytes, {} datagrams lost",
         udp.bytes,
         udp.lost

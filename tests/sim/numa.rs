@@ -79,18 +79,22 @@ fn the_node_of_a_guests_memory_is_shown(dir: &RunDir) -> Result<()> {
     for (node, core) in nodes {
         for layout in &layouts {
             let n = guest_on(&mut net, core, layout)?;
-            let memory = net.switch.port(&port(n))?.vhost.map(|v| v.memory);
-            let shown = net.switch.vswitchctl(&["port", "show", &port(n)])?;
-            let line = shown.lines().find(|l| l.contains(" memory "));
-            let text = line.unwrap_or_default();
-            let named = memory.and_then(|m| m.node) == Some(node)
-                && text.ends_with(&format!(", node {node}"));
-            let unknown = memory.is_some_and(|m| m.node.is_none() && !m.spread)
-                && text.ends_with(", node unknown");
-            check!(
-                named || (unknown && may_be_unknown()),
-                "memory on node {node} is shown as {memory:?} and as {line:?}"
-            );
+            // It is asked for when the first transmit ring comes, which may be later than the link.
+            net.switch.until("the node of its memory", SOON, || {
+                let memory = net.switch.port(&port(n))?.vhost.map(|v| v.memory);
+                let shown = net.switch.vswitchctl(&["port", "show", &port(n)])?;
+                let line = shown.lines().find(|l| l.contains(" memory "));
+                let text = line.unwrap_or_default();
+                let named = memory.and_then(|m| m.node) == Some(node)
+                    && text.ends_with(&format!(", node {node}"));
+                let unknown = memory.is_some_and(|m| m.node.is_none() && !m.spread)
+                    && text.ends_with(", node unknown");
+                check!(
+                    named || (unknown && may_be_unknown()),
+                    "memory on node {node} is shown as {memory:?} and as {line:?}"
+                );
+                Ok(())
+            })?;
         }
     }
     net.switch.accounted().map(drop)

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use vswitch_api::rpc::{
-    NoParams, ShareWish, SteerAction, SteerShareParams, SteeredQueue, WorkerQueue, WorkerState,
-    code, methods,
+    NoParams, ShareWish, SteerAction, SteerDecision, SteerShareParams, SteeredQueue, WorkerQueue,
+    WorkerState, code, methods,
 };
 use vswitch_simguest::Builder;
 use vswitch_simguest::features::virtio::RING_PACKED;
@@ -14,12 +14,13 @@ use vswitch_tests::{Error, Result, RunDir, Switch, cases, check, machine};
 use crate::config::apply;
 use crate::load::Load;
 use crate::setup::{Net, SOON, numbered, port};
-use crate::workers::{lists, ports, set, steered, two_cores, with_workers};
+use crate::workers::{lists, ports, set, steered, two_cores, with_still_workers as with_workers};
 
 cases!("sharing":
     a_shared_queue_keeps_order_and_loses_nothing,
     a_queue_stays_shared_whatever_its_guest_and_workers_do,
     nobody_stays_awake_to_help_nobody,
+    what_is_asked_for_stays_whatever_it_gains,
     what_cannot_be_shared_is_refused,
 );
 
@@ -27,6 +28,8 @@ cases!("sharing":
 const GUESTS: u8 = 4;
 /// Frames of this size are what sharing is for.
 const LARGE: usize = 1500;
+/// And these are not.
+const SMALL: usize = 64;
 /// On the way at most: most of a ring, and so no more than each receiver has buffers for.
 const MANY: u64 = 192;
 
@@ -182,6 +185,25 @@ fn nobody_stays_awake_to_help_nobody(dir: &RunDir) -> Result<()> {
     net.close_books()
 }
 
+/// Small frames gain least, on some machines less than nothing; who asks for a helper keeps it.
+fn what_is_asked_for_stays_whatever_it_gains(dir: &RunDir) -> Result<()> {
+    let mut net = net(dir)?;
+    share(&net.switch, 1, ShareWish::On)?;
+    let load = Load::fan(&mut net, 1, 2..=GUESTS, (SMALL, MANY))?;
+    let shared = wait_shared(&net.switch)?;
+    // Several times as long as the switch would try it.
+    for _ in 0..machine::rounds(20, 200) {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = queue(&net.switch)?;
+        check!(now.helper == shared.helper, "{now:?}");
+    }
+    load.finish_whole(&mut net)?;
+    let trace = net.switch.call::<methods::SteerTrace>(&NoParams {})?;
+    let ended = |made: &SteerDecision| made.action == SteerAction::Alone;
+    check!(!trace.decisions.iter().any(ended), "{trace:?}");
+    net.close_books()
+}
+
 fn what_cannot_be_shared_is_refused(dir: &RunDir) -> Result<()> {
     let refused = |outcome: Result<()>, wanted: i64| match outcome {
         Err(Error::Refused { error, .. }) if error.code == wanted => Ok(()),
@@ -193,7 +215,9 @@ fn what_cannot_be_shared_is_refused(dir: &RunDir) -> Result<()> {
         _ => builder,
     };
     let config = with_workers(&lists[0].0, &ports(2));
-    let net = Net::with(dir, &config, 2, packed)?;
+    let mut net = Net::with(dir, &config, 2, packed)?;
+    // Their queues are with the switch, not only their links up.
+    net.introduce()?;
     let on = |n| share(&net.switch, n, ShareWish::On);
     refused(on(2), code::UNSUPPORTED)?;
     refused(on(3), code::NOT_FOUND)?;

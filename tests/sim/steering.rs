@@ -1,7 +1,7 @@
 //! Virtual RSS: what a guest gets of a flow comes on the queue pair that it sends the flow on, and gets there in order.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vswitch_api::rpc::{NoParams, SteerSetParams, SteeredGuest, methods};
@@ -183,8 +183,8 @@ fn a_guest_that_says_nothing_moves_flows_after_ten_milliseconds(dir: &RunDir) ->
             check!(frames.len() == 1, "{} frames came", frames.len());
             Ok(frames[0].pair)
         };
-        let first = one(&mut net)?;
         let start = Instant::now();
+        let first = one(&mut net)?;
         let home = (first + 1) % PAIRS;
         for _ in 0..2 {
             net.vm(2).queue(home)?.tx.send(&back(flow))?;
@@ -315,6 +315,10 @@ impl Order {
     }
 }
 
+/// Frames under change at least. Where nobody is in the way it is hundreds of thousands, and on a busy machine each may take
+/// a turn of everybody else's.
+const ENOUGH: u64 = 2_000;
+
 /// Guest 1 sends 64 flows as fast as it can. Guest 2 takes them, sends on other pairs than before, and takes pairs out of
 /// use and into use; the queue of guest 1 goes from worker to worker.
 fn order_holds_while_queues_and_workers_change(dir: &RunDir) -> Result<()> {
@@ -330,9 +334,17 @@ fn order_holds_while_queues_and_workers_change(dir: &RunDir) -> Result<()> {
         came: 0,
         late: 0,
     };
-    let until = Instant::now() + Duration::from_secs(u64::from(machine::rounds(3, 60)));
+    let started = Instant::now();
+    let at_least = Duration::from_secs(u64::from(machine::rounds(3, 60)));
+    let switch = &net.switch;
+    // What must have happened, however long it takes where the machine is slow.
+    let enough = |came: u64, moved: u64| -> Result<bool> {
+        let shown = steered(switch)?;
+        Ok(came > ENOUGH && moved > 20 && shown.moved_completed > 100 && shown.moved_forced > 0)
+    };
+    let all_moves = AtomicU64::new(0);
     let (guest, mut control) = (&mut net.guests[1], net.switch.control()?);
-    let (sent, moved) = std::thread::scope(|scope| -> Result<(u64, u64)> {
+    let sent = std::thread::scope(|scope| -> Result<u64> {
         let sending = scope.spawn(|| -> Result<u64> {
             let mut sent = 0;
             for number in 0.. {
@@ -352,24 +364,23 @@ fn order_holds_while_queues_and_workers_change(dir: &RunDir) -> Result<()> {
             while sender.rx.recv_burst(64, |_| {})? > 0 {}
             Ok(sent)
         });
-        let stop = &stop;
-        let moving = scope.spawn(move || -> Result<u64> {
-            let mut moved = 0;
+        let (stop, all_moves) = (&stop, &all_moves);
+        let moving = scope.spawn(move || -> Result<()> {
             while !stop.load(Ordering::Relaxed) {
                 let wish = SteerSetParams {
                     port: "vm1".into(),
                     queue: 0,
-                    worker: Some((moved % 2) as u16),
+                    worker: Some((all_moves.load(Ordering::Relaxed) % 2) as u16),
                 };
                 control.call::<methods::SteerSet>(&wish)?;
-                moved += 1;
+                all_moves.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(7));
             }
-            Ok(moved)
+            Ok(())
         });
         let received = (|| -> Result<()> {
             let (mut turn, mut enabled) = (0u16, PAIRS);
-            while Instant::now() < until {
+            loop {
                 turn = turn.wrapping_add(1);
                 let frames = guest.recv_all(Duration::ZERO, 4096)?;
                 order.note(&frames, enabled)?;
@@ -379,6 +390,12 @@ fn order_holds_while_queues_and_workers_change(dir: &RunDir) -> Result<()> {
                 guest.drain(SOON)?;
                 if turn % 500 != 0 {
                     continue;
+                }
+                let moved = all_moves.load(Ordering::Relaxed);
+                if started.elapsed() > at_least
+                    && (enough(order.came, moved)? || started.elapsed() > at_least + SOON * 3)
+                {
+                    break;
                 }
                 let before = std::mem::replace(&mut enabled, 1 + turn / 500 * 3 % PAIRS);
                 guest.enable_pairs(enabled)?;
@@ -401,11 +418,12 @@ fn order_holds_while_queues_and_workers_change(dir: &RunDir) -> Result<()> {
         })();
         stop.store(true, Ordering::Relaxed);
         let panicked = |_| Error::Failed("a thread panicked".into());
-        let moved = moving.join().map_err(panicked)??;
+        moving.join().map_err(panicked)??;
         let sent = sending.join().map_err(panicked)??;
         order.note(&guest.recv_all(Duration::ZERO, usize::MAX)?, PAIRS)?;
-        received.map(|()| (sent, moved))
+        received.map(|()| sent)
     })?;
+    let moved = all_moves.into_inner();
     net.vm(1).give_queue(sender);
     let shown = steered(&net.switch)?;
     // A flow that moves by idleness, or a queue that was not waited for, may be late, and is counted for itself.
@@ -422,55 +440,78 @@ fn order_holds_while_queues_and_workers_change(dir: &RunDir) -> Result<()> {
         order.came
     );
     check!(
-        sent > 10_000 && moved > 20 && shown.moved_completed > 100 && shown.moved_forced > 0,
+        sent > ENOUGH && moved > 20 && shown.moved_completed > 100 && shown.moved_forced > 0,
         "{sent} frames, {moved} moves of the queue: {shown:?}"
     );
     net.close_books()
 }
 
-/// Guest 2 takes nothing. What its neighbours send moves between workers no slower for that.
+/// Has the queue of a guest moved to one of two workers; says how long that took.
+fn moves(net: &Net<'_>, port: &str, worker: u16) -> Result<Duration> {
+    let wish = SteerSetParams {
+        port: port.into(),
+        queue: 0,
+        worker: Some(worker % 2),
+    };
+    let start = Instant::now();
+    net.switch.call::<methods::SteerSet>(&wish)?;
+    Ok(start.elapsed())
+}
+
+/// Guest 2 takes nothing. What its neighbours send moves between workers no slower for that: than what guest 3 sends, to
+/// whom it is no neighbour.
 fn a_guest_that_never_reads_holds_up_nobody(dir: &RunDir) -> Result<()> {
     let [a, b] = two_cores()?;
-    let workers = format!(
-        "workers: [{{ core: {a} }}, {{ core: {b} }}]\nsteering: {{ scale: all, rebalance: off }}\n"
+    let config = format!(
+        "\
+workers: [{{ core: {a} }}, {{ core: {b} }}]
+steering: {{ scale: all, rebalance: off }}
+bridges: {{ left: {{ }}, right: {{ }} }}
+ports:
+  vm1: {{ bridge: left, vhost-user: {{ socket: $RUN/vm1.sock }} }}
+  vm2: {{ bridge: left, vhost-user: {{ socket: $RUN/vm2.sock, queue-pairs: {PAIRS} }} }}
+  vm3: {{ bridge: right, vhost-user: {{ socket: $RUN/vm3.sock }} }}
+"
     );
-    let mut net = net(dir, &config(&workers, ""), 0, 0)?;
+    let mut net = Net::with(dir, &config, 3, |n, b| match n {
+        2 => b.pairs(PAIRS),
+        _ => b,
+    })?;
+    net.introduce()?;
     for flow in 0..FLOWS {
         net.vm(1).send(&there(flow, 0))?;
     }
     net.drain(1)?;
-    let start = Instant::now();
     const MOVES: u16 = 200;
+    let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
     for n in 0..MOVES {
-        let wish = SteerSetParams {
-            port: "vm1".into(),
-            queue: 0,
-            worker: Some(n % 2),
-        };
-        net.switch.call::<methods::SteerSet>(&wish)?;
+        here.push(moves(&net, "vm1", n)?);
+        elsewhere.push(moves(&net, "vm3", n)?);
     }
-    let (took, unsettled) = (start.elapsed(), steered(&net.switch)?.unsettled);
+    let unsettled = steered(&net.switch)?.unsettled;
+    let median = |took: &mut Vec<Duration>| {
+        took.sort_unstable();
+        took[took.len() / 2]
+    };
+    let (here, elsewhere) = (median(&mut here), median(&mut elsewhere));
+    // A wait is one of 10 ms.
     check!(
-        unsettled + 2 >= u64::from(MOVES)
-            && took < Duration::from_millis(10) * u32::from(MOVES) / 2,
-        "{MOVES} moves took {took:?}; unsettled: {unsettled}"
+        unsettled + 2 >= u64::from(MOVES) && here < elsewhere + Duration::from_millis(5),
+        "half of {MOVES} moves took {here:?}, and {elsewhere:?} elsewhere; unsettled: {unsettled}"
     );
-    // It could be waited for at length again, but that was in vain before.
-    let mut least = Duration::MAX;
-    for n in 0..3 {
+    // It could be waited for at length again, each time, but that was in vain before. Whoever did wait would be as long as
+    // that every time; this machine is it sometimes.
+    let (mut least, start) = (Duration::MAX, Instant::now());
+    for n in 0.. {
         std::thread::sleep(Duration::from_millis(250));
-        let wish = SteerSetParams {
-            port: "vm1".into(),
-            queue: 0,
-            worker: Some(n % 2),
-        };
-        let start = Instant::now();
-        net.switch.call::<methods::SteerSet>(&wish)?;
-        least = least.min(start.elapsed());
+        least = least.min(moves(&net, "vm1", n)?);
+        if n >= 2 && (least < Duration::from_millis(8) || start.elapsed() > SOON) {
+            break;
+        }
     }
     check!(
         least < Duration::from_millis(8),
-        "the quickest of three moves took {least:?}"
+        "the quickest of all moves took {least:?}"
     );
     let frames = net.received(2)?.len();
     check!(frames == usize::from(FLOWS), "{frames} frames came");

@@ -10,7 +10,7 @@ use vswitch_api::rpc::{Method, Outcome, Request, Response, to_line};
 use crate::error::{Error, Result};
 
 /// How long the switch may think about a request.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// A connection to the control socket.
 #[derive(Debug)]

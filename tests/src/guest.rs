@@ -1,21 +1,20 @@
 //! Real Linux guests: QEMU, driven over the serial console.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vswitch_packet::MacAddr;
 
 use crate::console::{Console, find_marked, marked};
 use crate::error::{Error, Result};
-use crate::machine;
-use crate::monitor;
-use crate::process::{Process, Streams};
+use crate::process::{LOOK_AGAIN, Process, Streams};
 use crate::run_dir::RunDir;
+use crate::{kernel, machine, monitor};
 
 /// How long a guest may take to boot. Under emulation, on a busy machine, with others booting beside it.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long a console command may take that says nothing else.
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 /// Longest console command: the terminal's line discipline holds 4095 bytes of a line.
 const COMMAND_MAX: usize = 4000;
 
@@ -323,13 +322,32 @@ impl Guest {
         answer
     }
 
-    /// Sends `count` pings to an address and returns how many were answered.
+    /// Sends `count` pings to an address and returns how many were answered, however long that took.
     pub fn ping(&mut self, address: &str, count: u32) -> Result<u32> {
+        self.ping_within(address, count, 20)
+    }
+
+    /// The same; no more than so many seconds after the last one.
+    pub fn ping_within(&mut self, address: &str, count: u32, seconds: u32) -> Result<u32> {
         let (_, output) = self.try_run(
-            &format!("ping -i 0.1 -W 2 -c {count} {address}"),
-            Duration::from_secs(30) + Duration::from_secs(2) * count,
+            &format!("ping -i 0.1 -W {seconds} -c {count} {address}"),
+            COMMAND_LIMIT + Duration::from_secs(2) * count,
         )?;
         answered(&output).ok_or_else(|| Error::Failed(format!("ping makes no sense: {output}")))
+    }
+
+    /// Waits until a program here listens on a TCP port.
+    pub fn wait_listening(&mut self, port: u16) -> Result<()> {
+        let started = Instant::now();
+        while !kernel::listens(&self.run("cat /proc/net/tcp*")?, port) {
+            crate::check!(
+                started.elapsed() < COMMAND_LIMIT,
+                "{}: nobody listens on port {port}",
+                self.process.name()
+            );
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 
     /// Waits until an address answers a ping.

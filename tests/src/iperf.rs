@@ -26,9 +26,10 @@ pub fn iperf(
     seconds: u32,
     options: &str,
 ) -> Result<Iperf> {
-    // One server for one run; `-D` returns once it listens.
+    // One server for one run; `-D` returns before it listens.
     server.run("iperf3 -s -1 -D")?;
-    let limit = Duration::from_secs(30) + Duration::from_secs(1) * seconds;
+    server.wait_listening(5201)?;
+    let limit = Duration::from_secs(90) + Duration::from_secs(1) * seconds;
     // Warnings would stand in front of the JSON; errors are in it.
     let output = client.run_for(
         &format!("iperf3 -J -c {address} -t {seconds} {options} 2>/dev/null"),

@@ -3,9 +3,11 @@
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::machine;
+use crate::process::LOOK_AGAIN;
 
 /// Interface names have at most 15 characters: "vs", the process, a letter and a number.
 fn unique(kind: char) -> String {
@@ -15,6 +17,21 @@ fn unique(kind: char) -> String {
         std::process::id(),
         NEXT.fetch_add(1, Ordering::Relaxed)
     )
+}
+
+/// How long a program may take until it listens.
+const LISTEN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether somebody listens on a TCP port, by the kernel's tables of sockets (`/proc/net/tcp` and `tcp6`).
+pub(crate) fn listens(table: &str, port: u16) -> bool {
+    /// TCP_LISTEN.
+    const LISTENING: &str = "0A";
+    let end = format!(":{port:04X}");
+    table.lines().any(|line| {
+        // Slot, local address, remote address, state.
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next().is_some_and(|local| local.ends_with(&end)) && fields.nth(1) == Some(LISTENING)
+    })
 }
 
 fn run(program: &str, args: &[&str]) -> Result<String> {
@@ -139,6 +156,20 @@ impl Netns {
         run("ip", &args)
     }
 
+    /// Waits until a program inside listens on a TCP port.
+    pub fn wait_listening(&self, port: u16) -> Result<()> {
+        let started = Instant::now();
+        while !listens(&self.run(&["sh", "-c", "cat /proc/net/tcp*"])?, port) {
+            crate::check!(
+                started.elapsed() < LISTEN_LIMIT,
+                "nobody listens on port {port} in {}",
+                self.name
+            );
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
     /// What starts a program inside: the arguments that go before it.
     pub fn prefix(&self) -> [&str; 4] {
         ["ip", "netns", "exec", &self.name]
@@ -150,5 +181,21 @@ impl Drop for Netns {
         // The inner end goes with the namespace only when nobody is left in it; the outer end takes it along at once.
         let _ = run("ip", &["link", "delete", &self.outside]);
         let _ = run("ip", &["netns", "delete", &self.name]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn who_listens_is_in_the_table() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let table = || std::fs::read_to_string("/proc/net/tcp").unwrap();
+        assert!(listens(&table(), port));
+        drop(listener);
+        assert!(!listens(&table(), port));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 /// How long QEMU may think about a command. Stopping a NIC waits for the switch's answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// Gives one command without arguments to the QEMU that listens on `socket`, and waits until it is done.
 pub(crate) fn command(socket: &Path, name: &str) -> Result<()> {

@@ -155,6 +155,24 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Watches it rest: the share of a core that it used until that was less than `share`, or ten times over if it did not
+    /// get there. What it still had to do, and what the processor's other users do to its time, happens once and
+    /// weighs less and less; what rest costs goes on.
+    pub fn rest(&self, watched: Duration, share: f64) -> Result<f64> {
+        let (before, started) = (self.cpu_time()?, Instant::now());
+        loop {
+            std::thread::sleep(watched);
+            let used = self.cpu_time()?.saturating_sub(before);
+            let took = started.elapsed();
+            let of_it = used.as_secs_f64() / took.as_secs_f64();
+            if of_it < share || took > watched * 10 {
+                return Ok(of_it);
+            }
+        }
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
@@ -196,6 +214,20 @@ mod tests {
         assert!(proc_dir.exists());
         drop(process);
         assert!(!proc_dir.exists());
+    }
+
+    #[test]
+    fn who_rests_is_seen_to_and_who_does_not_as_well() {
+        let dir = RunDir::new().unwrap();
+        let look = Duration::from_millis(100);
+        let sleeper = Process::start(&dir, "sleeper", "sleep", ["1000"]).unwrap();
+        assert!(sleeper.rest(look, 0.5).unwrap() < 0.5);
+        let busy = ["-c", "while :; do :; done"];
+        let busy = Process::start(&dir, "busy", "sh", busy).unwrap();
+        while busy.cpu_time().unwrap().is_zero() {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        assert!(busy.rest(look, 0.001).unwrap() > 0.001);
     }
 
     #[test]

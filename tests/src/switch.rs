@@ -14,9 +14,11 @@ use crate::machine;
 use crate::process::{LOOK_AGAIN, Process};
 use crate::run_dir::RunDir;
 
-/// How long the daemon may take to answer after its start, and to end after SIGTERM.
-const START_LIMIT: Duration = Duration::from_secs(20);
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long the daemon may take to answer after its start, to end after SIGTERM, and to have its books in order, where the
+/// machine is slow and has other things to do.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+const BOOKS_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running `vswitchd`.
 ///
@@ -48,7 +50,11 @@ impl<'d> Switch<'d> {
         let run = self.dir.path().display().to_string();
         let text =
             format!("control: {{ socket: $RUN/control.sock }}\n{config}").replace("$RUN", &run);
-        std::fs::write(self.config_file(), text).map_err(Error::io("write the configuration"))
+        // The daemon may be reading it just now, as it was asked to before: it reads the one or the other, not a part.
+        let (new, file) = (self.dir.join("vswitch.yaml.new"), self.config_file());
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, file))
+            .map_err(Error::io("write the configuration"))
     }
 
     /// Starts the daemon after [`Switch::kill`] or [`Switch::stop`].
@@ -157,7 +163,7 @@ impl<'d> Switch<'d> {
 
     /// Checks that every frame is accounted for, and returns the counters. Waits for frames that still move.
     pub fn accounted(&self) -> Result<Counters> {
-        self.until("the books to balance", Duration::from_secs(5), || {
+        self.until("the books to balance", BOOKS_LIMIT, || {
             let counters = self.counters()?;
             account(&counters)?;
             Ok(counters)

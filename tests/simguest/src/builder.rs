@@ -61,7 +61,7 @@ impl Builder {
             tx: TxOptions::default(),
             rx: RxOptions::default(),
             quirks: Quirks::default(),
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(60),
         }
     }
 

@@ -147,8 +147,29 @@ bridges: { br1: {} }
     keys_are_words: "? [a, b]\n: c\n";
     alias_of_itself: "bridges: &b { br0: *b }\n";
     no_such_anchor: "bridges: *none\n";
+    what_stands_behind_a_bad_item: "\
+workers: [{ core: 1 }, 2, { core: 1 }, { core: 64 }, { busy-poll: never }, { core: 65 }]
+bridges:
+  br0:
+    static-macs:
+      - 52:54:00:00:00:01
+      - { mac: 52:54:00:00:00:02, port: vm1 }
+      - { mac: 52:54:00:00:00:02, port: vm1 }
+      - { mac: 52:54:00:00:00:03, port: vm9 }
+ports:
+  vm1: { vhost-user: { socket: /run/1.sock } }
+";
     a_list: "- a\n- b\n";
     nonsense_is_only_told_once_per_cause: "bridges: 5\nports:\n  vm1: { bridge: br0, vhost-user: { socket: /run/1.sock } }\n";
     long_line_of_json: &format!("{{\"bridges\": {{\"br0\": {{\"mtu\": {}1}}}}}}", " ".repeat(300));
     umlauts_and_tabs: "bridges: { \"brücke\": {} }\t# Ümlaut\nlog: { \"ü\": 1, level:\tdebgu }\n";
+}
+
+#[test]
+fn keys_name_items_by_their_place_in_the_text() {
+    let text = "workers: [2, { core: 1 }, 3, { core: 1 }]\n";
+    let errors = load(text, "switch.yaml", &Environment::default()).expect_err("must be refused");
+    let last = errors.problems.last().expect("there are some");
+    assert_eq!(last.key, "workers.3.core", "{errors}");
+    assert!(last.message.ends_with("number 2 of the list"), "{errors}");
 }

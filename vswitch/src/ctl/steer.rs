@@ -16,6 +16,7 @@ pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
         "WORKER",
         "CORE",
         "NODE",
+        "CACHE",
         "BUSY-POLL",
         "STATE",
         ">BUSY",
@@ -47,6 +48,7 @@ pub(super) fn workers(list: &WorkerList, paint: Paint) -> String {
             worker.index.to_string(),
             worker.core.to_string(),
             worker.node.to_string(),
+            worker.cache.map_or_else(|| "-".into(), |n| n.to_string()),
             busy_poll(worker.busy_poll).into(),
             match worker.state {
                 WorkerState::Polling => "polling".into(),
@@ -318,6 +320,7 @@ mod tests {
             index,
             core: u32::from(index) + 2,
             node: 0,
+            cache: Some(2),
             busy_poll: BusyPoll::Adaptive,
             max_sleep_ns: 0,
             state,
@@ -352,7 +355,10 @@ mod tests {
             moved_in: 2,
             ..worker(0, WorkerState::Polling)
         };
-        let parked = worker(1, WorkerState::Parked);
+        let parked = WorkerDetail {
+            cache: None,
+            ..worker(1, WorkerState::Parked)
+        };
         let helps = WorkerDetail {
             helps: Some(queue("vm1", 0)),
             ..worker(2, WorkerState::Polling)

@@ -64,6 +64,7 @@ fn detail(switch: &Switch, worker: &Seen, queues: &[QueueSeen]) -> WorkerDetail 
         index: worker.index as u16,
         core: worker.wanted.core,
         node: worker.node.0,
+        cache: worker.kin.cache,
         busy_poll: busy_poll(worker.wanted.busy_poll),
         max_sleep_ns: ns(worker.wanted.max_sleep),
         state: match (pulse.parked, pulse.asleep) {

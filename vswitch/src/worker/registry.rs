@@ -39,6 +39,7 @@ mod home;
 mod redirect;
 pub mod sharing;
 
+use super::node::Kin;
 use super::settle::settle_guests;
 use super::vitals::{QueueVitals, Vitals};
 use super::{BusyPoll, Input, Letter, MAIL, QueueKey, Shared, Worker, node};
@@ -70,6 +71,8 @@ pub struct Seen {
     pub wanted: Wanted,
     /// The node of its core.
     pub node: Node,
+    /// The cores that are close to its core.
+    pub kin: Kin,
     /// What it tells about itself.
     pub vitals: Arc<Vitals>,
     /// The queues it owns, in order.
@@ -169,6 +172,7 @@ struct Table {
 struct Entry {
     wanted: Wanted,
     node: Node,
+    kin: Kin,
     vitals: Arc<Vitals>,
     mail: Arc<Mailbox<Letter>>,
     thread: JoinHandle<()>,
@@ -435,6 +439,7 @@ impl Workers {
                     index,
                     wanted: entry.wanted,
                     node: entry.node,
+                    kin: entry.kin,
                     vitals: Arc::clone(&entry.vitals),
                     queues,
                     pinned,
@@ -597,6 +602,7 @@ impl Workers {
                 let mail = Arc::clone(&entry.mail);
                 let before = std::mem::replace(&mut entry.wanted, wanted);
                 entry.node = node::of_core(wanted.core);
+                entry.kin = Kin::of_core(wanted.core);
                 let core = wanted.core;
                 tracing::info!(worker = index, core, mode = ?wanted.busy_poll, "worker changed");
                 if before.core != wanted.core {
@@ -665,6 +671,7 @@ impl Workers {
             *place = Some(Entry {
                 wanted,
                 node: node::of_core(wanted.core),
+                kin: Kin::of_core(wanted.core),
                 vitals,
                 mail,
                 thread,

@@ -18,6 +18,9 @@ pub(super) trait Reporter {
     /// A problem of what is at `path`; `at_key`: of its key rather than of its value.
     fn problem(&mut self, path: &[&str], at_key: bool, message: String, help: String);
 
+    /// How an operator counts the item of a list with this index, from 1.
+    fn number(&self, list: &[&str], index: usize) -> usize;
+
     /// Whether what should be at `path` was there and could not be read.
     fn lost(&self, path: &[&str]) -> bool;
 }
@@ -107,9 +110,10 @@ impl<'c> Checker<'c, '_> {
             let (core, at) = (worker.core, index.to_string());
             let path = &["workers", at.as_str(), "core"];
             if let Some(&first) = cores.get(&core) {
+                let first = self.out.number(&["workers"], first);
                 self.value(
                     path,
-                    format!("core {core} has a worker already, number {}", first + 1),
+                    format!("core {core} has a worker already, number {first} of the list"),
                     "give each worker a core of its own",
                 );
             } else {
@@ -206,13 +210,10 @@ impl<'c> Checker<'c, '_> {
             let path = &["bridges", name, "static-macs", &at];
             self.static_mac(path, name, entry);
             if let Some(first) = seen.insert((entry.mac, entry.vlan), index) {
+                let first = self.out.number(&path[..3], first);
                 self.value(
                     &[path.as_slice(), &["mac"]].concat(),
-                    format!(
-                        "{} is already in entry {} of the list",
-                        entry.mac,
-                        first + 1
-                    ),
+                    format!("{} is already in entry {first} of the list", entry.mac),
                     "remove one of the two, or give them different VLANs",
                 );
             }

@@ -90,6 +90,7 @@ impl Found {
         self.flaws(&tree, flaws);
         let mut faults = Vec::new();
         let value = decode(&mut tree, &mut faults);
+        tree.settle();
         for Fault {
             span,
             message,
@@ -150,8 +151,15 @@ struct Placed<'a, 't> {
 impl Reporter for Placed<'_, '_> {
     fn problem(&mut self, path: &[&str], at_key: bool, message: String, help: String) {
         let span = self.tree.locate(path, at_key);
-        self.found
-            .push(self.tree, span, path.join("."), message, help);
+        let key = self.tree.written(path).join(".");
+        self.found.push(self.tree, span, key, message, help);
+    }
+
+    fn number(&self, list: &[&str], index: usize) -> usize {
+        let index_text = index.to_string();
+        let path = [list, &[&index_text]].concat();
+        let place = self.tree.written(&path).pop();
+        place.and_then(|p| p.parse().ok()).unwrap_or(index) + 1
     }
 
     fn lost(&self, path: &[&str]) -> bool {
@@ -170,6 +178,10 @@ impl Reporter for Unplaced<'_> {
             message,
             help,
         });
+    }
+
+    fn number(&self, _: &[&str], index: usize) -> usize {
+        index + 1
     }
 
     fn lost(&self, _: &[&str]) -> bool {

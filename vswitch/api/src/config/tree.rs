@@ -9,6 +9,7 @@
 //! Beyond YAML 1.2's core there is the merge key `<<`, which most operators expect. Tags, several
 //! documents and keys that are not scalars have no meaning in a configuration and are refused.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_yaml::granit_parser::{Event, Marker, Parser, ScalarStyle, Span as EventSpan, options};
@@ -91,6 +92,17 @@ struct Node {
     struck: bool,
     /// An entry of this map was refused.
     lost_entries: bool,
+    /// How many items stand before each item of this list in the text; empty: as many as in the list.
+    places: Vec<usize>,
+}
+
+/// From a node to one of its children.
+struct Step {
+    /// In a map: where the key stands.
+    key: Option<Span>,
+    /// In a list: how many items stand before it in the text.
+    place: Option<usize>,
+    child: Child,
 }
 
 /// Something wrong with the YAML itself.
@@ -217,7 +229,7 @@ impl<'t> Tree<'t> {
             length: 1,
         };
         for (depth, step) in path.iter().enumerate() {
-            let Some((key, child)) = self.step(here, step) else {
+            let Some(Step { key, child, .. }) = self.step(here, step) else {
                 return best;
             };
             let last = depth + 1 == path.len();
@@ -239,22 +251,62 @@ impl<'t> Tree<'t> {
                 return true;
             }
             match self.step(here, step) {
-                Some((_, child)) => here = child,
+                Some(step) => here = step.child,
                 None => return false,
             }
         }
         self.is_struck(here.node)
     }
 
-    fn step(&self, from: Child, step: &str) -> Option<(Option<Span>, Child)> {
+    /// A path as an operator counts: items of lists by their place in the text, where those that were struck are, too.
+    pub(super) fn written<'p>(&self, path: &[&'p str]) -> Vec<Cow<'p, str>> {
+        let mut here = Some(self.root);
+        let in_text = |name: &&'p str| {
+            let step = here.and_then(|from| self.step(from, name));
+            here = step.as_ref().map(|step| step.child);
+            match step.and_then(|step| step.place) {
+                Some(place) => Cow::Owned(place.to_string()),
+                None => Cow::Borrowed(*name),
+            }
+        };
+        path.iter().map(in_text).collect()
+    }
+
+    /// Takes struck items out of lists, so that the others are counted as the types have them.
+    pub(super) fn settle(&mut self) {
+        let struck: Vec<bool> = self.nodes.iter().map(|node| node.struck).collect();
+        for node in &mut self.nodes {
+            let Kind::Seq(items) = &mut node.kind else {
+                continue;
+            };
+            if items.iter().any(|item| struck[item.node.0]) {
+                let places = items.iter().enumerate();
+                let places = places.filter(|(_, item)| !struck[item.node.0]);
+                node.places = places.map(|(place, _)| place).collect();
+                items.retain(|item| !struck[item.node.0]);
+            }
+        }
+    }
+
+    fn step(&self, from: Child, name: &str) -> Option<Step> {
         match self.kind(from.node) {
-            Kind::Map(entries) => entries
-                .iter()
-                .find(|entry| entry.key == step)
-                .map(|entry| (Some(entry.key_span), entry.value)),
-            Kind::Seq(items) => items
-                .get(step.parse::<usize>().ok()?)
-                .map(|item| (None, *item)),
+            Kind::Map(entries) => {
+                let entry = entries.iter().find(|entry| entry.key == name)?;
+                Some(Step {
+                    key: Some(entry.key_span),
+                    place: None,
+                    child: entry.value,
+                })
+            }
+            Kind::Seq(items) => {
+                let index = name.parse::<usize>().ok()?;
+                let places = &self.nodes[from.node.0].places;
+                Some(Step {
+                    key: None,
+                    place: Some(places.get(index).copied().unwrap_or(index)),
+                    child: *items.get(index)?,
+                })
+            }
             Kind::Scalar { .. } => None,
         }
     }
@@ -307,6 +359,7 @@ impl Node {
             kind,
             struck: false,
             lost_entries: false,
+            places: Vec::new(),
         }
     }
 }

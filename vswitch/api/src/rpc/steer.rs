@@ -21,6 +21,9 @@ pub struct WorkerDetail {
     pub core: u32,
     /// The NUMA node of that core.
     pub node: u8,
+    /// The lowest of the processors that share its last-level cache with that core; absent if the kernel does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<u32>,
     /// What it does when there is nothing to do.
     pub busy_poll: BusyPoll,
     /// How long such a sleep may be, nanoseconds; 0 if there are none.

@@ -94,9 +94,9 @@ impl Raw {
         assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
     }
 
-    /// The next frame that `wanted` accepts, within two seconds.
+    /// The next frame that `wanted` accepts, within a minute.
     pub(crate) fn receive(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let mut buffer = vec![0; 65_536];
         while Instant::now() < deadline {
             // SAFETY: `buffer` is writable for its length.

@@ -171,7 +171,7 @@ pub(crate) fn tap_exchanges_frames() -> Outcome {
         );
         raw.send(&wanted);
         let mut seen = false;
-        for _ in 0..1000 {
+        for _ in 0..30_000 {
             for rx in &mut started.rx {
                 rx.rx_burst(&mut burst);
                 seen |= burst.drain().any(|mbuf| bytes(&mbuf) == wanted);

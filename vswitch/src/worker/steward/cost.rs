@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::tests::{ALL, workers};
 use super::*;
 use crate::forward::{PortIndex, PortRef};
@@ -25,6 +27,11 @@ fn world(queues: u16) -> (Arc<Workers>, Vec<Arc<QueueVitals>>) {
     (workers, vitals)
 }
 
+/// Processor time that this thread has used: what others do meanwhile is not in it.
+fn used() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap()
+}
+
 /// The shortest of some looks at which a balancing look is due and nothing moves.
 fn look(queues: u16) -> Duration {
     let (workers, vitals) = world(queues);
@@ -39,9 +46,9 @@ fn look(queues: u16) -> Duration {
             worker.vitals.turn(true, period.as_nanos() as u64 / 3);
         }
         let now = brain.balanced + period;
-        let began = Instant::now();
+        let before = used();
         brain.look(now, None, &workers);
-        began.elapsed()
+        used() - before
     });
     let least = looks.min().unwrap();
     let made = brain.trace.decisions();
@@ -55,6 +62,7 @@ fn look(queues: u16) -> Duration {
 fn a_look_at_all_that_can_be_is_short() {
     let (few, all) = (look(QUEUES as u16 / 8), look(QUEUES as u16));
     println!("{WORKERS} workers: {few:?} for an eighth of the queues, {all:?} for {QUEUES}");
-    // Under 1 ms as released; this is built for tests, on a machine that does other things as well.
-    assert!(all < Duration::from_millis(3), "{all:?}");
+    // Eight times as many take eight times as long, by and large: a look that looked at each queue for each would take
+    // 64 times as long. What there is takes under 1 ms as released, on a machine of today.
+    assert!(all < few * 24, "{few:?} and {all:?}");
 }

@@ -1,8 +1,9 @@
 //! Who helps whom: hot queues get helpers and lose them, by load or because the operator wants it.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::super::QueueKey;
+use super::super::node::Kin;
 use super::super::registry::sharing::ShareError;
 use super::super::registry::{Asked, QueueSeen, Seen, Workers};
 use super::press::{Came, Hush};
@@ -67,6 +68,11 @@ impl Brain {
         self.duties.shares() && now.duration_since(self.measured.since) >= sharing::EVERY
     }
 
+    /// Whether sharing looks as soon as it may: for somebody who rang, or at what a helper gains.
+    pub(super) fn shares_soon(&self) -> bool {
+        self.duties.shares() && (self.seeking != 0 || self.sharing.is_measuring())
+    }
+
     /// Sharing measures from now on; what it had measured.
     pub(super) fn measure_sharing(
         &mut self,
@@ -127,12 +133,15 @@ impl Brain {
                 load: own.get(worker.index).map_or(1.0, |ns| share(*ns)),
                 standing: pulse.standing > 0 && !pulse.asleep,
                 resting: worker.resting,
+                core: worker.wanted.core,
                 node: worker.node,
+                kin: worker.kin,
             }
         };
         let rooms: Vec<_> = list.iter().map(room).collect();
         let at = now.duration_since(self.started);
-        let noted = match self.sharing.look(at, &looks, &rooms) {
+        let length = Duration::from_nanos(elapsed);
+        let noted = match self.sharing.look(at, length, &looks, &rooms) {
             None => None,
             Some(Wish::Share(queue, helper, why)) => {
                 let shared = workers.share(queue, helper).is_ok();
@@ -148,11 +157,16 @@ impl Brain {
             // What came of it is worth a look soon.
             self.balancer.hurry();
         }
-        let came = if done { Came::Relief } else { Came::NoHelper };
-        let seeking = std::mem::take(&mut self.seeking);
+        let seeking = self.seeking;
+        let waits = !done && self.sharing.is_measuring();
         for who in (0..WORKERS).filter(|who| seeking >> who & 1 != 0) {
-            self.hush.after(who, came, now);
+            match (done, waits) {
+                (true, _) => self.hush.after(who, Came::Relief, now),
+                (_, true) => self.hush.until(who, now + sharing::EVERY, now),
+                _ => self.hush.after(who, Came::NoHelper, now),
+            }
         }
+        self.seeking = if waits { seeking } else { 0 };
         done
     }
 
@@ -197,9 +211,16 @@ impl Brain {
             worker.vitals.read().busy_ns.saturating_sub(before)
         };
         let others = || list.iter().filter(|worker| worker.index != owner);
+        let tenth = self.scaled.elapsed().as_nanos() as u64 / 10;
         others().next().ok_or(ShareError::NoWorker)?;
         let free = others().filter(|worker| !is_engaged(&queues, worker.index));
-        let helper = free.min_by_key(|worker| (busy(worker), worker.queues.len()));
+        let owner = list.iter().find(|worker| worker.index == owner);
+        let kin = owner.map_or_else(Kin::default, |owner| owner.kin);
+        let helper = free.min_by_key(|worker| {
+            let busy = busy(worker);
+            let about = busy / tenth.max(1);
+            (about, kin.distance(worker.kin), busy, worker.queues.len())
+        });
         let helper = helper.ok_or(ShareError::Engaged)?.index;
         workers.share(key, helper)?;
         let now = SystemTime::now();

@@ -18,7 +18,8 @@
 //! is no item for the balancer; its load is taken off its worker's capacity.
 //!
 //! A queue that fills its worker by itself cannot be moved to any avail. It is given a helper where that pays, also one that
-//! rested, and loses it where it does not any longer ([`sharing`]). Meanwhile it does not move, and its helper does not rest.
+//! rested, and loses it where it does not any longer ([`sharing`]); whether it does is measured ([`gain`]). Meanwhile it does
+//! not move, and its helper does not rest.
 //!
 //! # Limits
 //!
@@ -47,6 +48,7 @@ use press::{COUNTED, Came, Hush, Pressed};
 use sharing::Sharing;
 use trace::{Decision, Trace, What};
 
+mod gain;
 mod helpers;
 mod orders;
 mod press;
@@ -471,7 +473,7 @@ impl Brain {
                 None => {}
             }
         }
-        if self.seeking != 0 && self.may_share(now) {
+        if self.shares_soon() && self.may_share(now) {
             helped |= self.share(now, workers);
         }
         let mut next = self.next(workers, busy);

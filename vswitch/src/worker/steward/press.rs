@@ -8,8 +8,8 @@
 //! [`Balancer::press`]: vswitch_flowtable::balance::Balancer::press
 //!
 //! Moving can do nothing for a worker with one queue. If that could have a [helper](super::sharing), sharing looks at what it
-//! measured until now, and [`EVERY`] later again, at what the worker did since it rang. It measures by itself, so nothing of
-//! that is lost when loads are counted anew, whoever rang for it.
+//! measured until now, and [`EVERY`] later again, at what the worker did since it rang, until it is known. It measures by itself,
+//! so nothing of that is lost when loads are counted anew, whoever rang for it.
 //!
 //! # Limits
 //!
@@ -217,7 +217,7 @@ impl Brain {
     /// The same, with what may ring before, and when to look because of that.
     pub(super) fn wait_for_news(&self, now: Instant, next: Next) -> Next {
         let mut next = self.wait_for_rings(now, next);
-        if self.seeking != 0 {
+        if self.shares_soon() {
             let measured = now.duration_since(self.measured.since());
             let left = EVERY.saturating_sub(measured);
             next.within = next.within.map(|within| within.min(left));

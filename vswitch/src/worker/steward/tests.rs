@@ -362,7 +362,7 @@ fn standing_work_does_not_wait_for_the_period() {
     assert!(time(true, ALL, some) < Duration::from_millis(2));
 }
 
-/// Moving does nothing for it; it is measured for as long as ever, but from when it rings.
+/// Moving does nothing for it; it is measured for as long as ever, three looks, but from when it rings.
 #[test]
 fn a_lone_hot_queue_does_not_wait_for_the_period() {
     let time = |rings: bool, duties: Duties, calm: Duration| {
@@ -381,7 +381,7 @@ fn a_lone_hot_queue_does_not_wait_for_the_period() {
         for calm in [0, 3, 65, 3000].map(Duration::from_millis) {
             let (with, without) = (time(true, duties, calm), time(false, duties, calm));
             assert!(
-                with <= without && with < sharing::EVERY * 2,
+                with <= without && with < sharing::EVERY * 4,
                 "{with:?} {without:?}"
             );
         }
