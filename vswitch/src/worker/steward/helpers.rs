@@ -160,10 +160,14 @@ impl Brain {
         let seeking = self.seeking;
         let waits = !done && self.sharing.is_measuring();
         for who in (0..WORKERS).filter(|who| seeking >> who & 1 != 0) {
+            let mut own = looks.iter().filter(|queue| queue.owner == who);
             match (done, waits) {
                 (true, _) => self.hush.after(who, Came::Relief, now),
                 (_, true) => self.hush.until(who, now + sharing::EVERY, now),
-                _ => self.hush.after(who, Came::NoHelper, now),
+                _ if own.any(sharing::Queue::may_be_shared) => {
+                    self.hush.after(who, Came::NoHelper, now);
+                }
+                _ => self.hush.after(who, Came::Nothing, now),
             }
         }
         self.seeking = if waits { seeking } else { 0 };

@@ -16,7 +16,7 @@
 //! A worker that rang for nothing is not heard for [`HUSHED`], for twice as long each time running, up to [`LONGEST`], or
 //! [`SEEKING`] where somebody could help; others are. After its ring there are at most a look at once, one [`AGAIN`] later
 //! or those at what was counted, one at what sharing measured, and one when it is heard again. So in the long run a worker
-//! that cannot be helped causes a few looks a second, and one that somebody could help some 30. One that was helped is not
+//! that cannot be helped causes a few looks a second, and one that somebody could help some 90. One that was helped is not
 //! heard for [`SETTLED`]: so a queue that has moved rests for 8 looks that are 3 ms apart at least.
 
 use std::time::{Duration, Instant};
@@ -37,8 +37,8 @@ const WHOLE: Duration = Duration::from_millis(10);
 const HUSHED: Duration = Duration::from_millis(4);
 /// The same after it was in vain again and again.
 const LONGEST: Duration = Duration::from_secs(1);
-/// The same of a worker that somebody could help with its queue: whether it is hot enough may be other soon.
-const SEEKING: Duration = Duration::from_millis(128);
+/// The same of a worker that somebody could help with its queue, of large frames: whether it is hot may be other soon.
+const SEEKING: Duration = Duration::from_millis(32);
 /// For how long a worker is not heard that was helped: it first completes what had queued up.
 const SETTLED: Duration = Duration::from_millis(2);
 

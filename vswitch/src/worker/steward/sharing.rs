@@ -279,7 +279,7 @@ fn over(queue: &Queue, helper: Helper, looks: u32, rooms: &[Room]) -> Option<Str
 
 impl Queue {
     /// If the load asks for it.
-    fn may_be_shared(&self) -> bool {
+    pub(super) fn may_be_shared(&self) -> bool {
         self.lends && self.asked == Asked::Auto && self.is_large()
     }
 

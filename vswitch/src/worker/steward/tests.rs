@@ -399,17 +399,14 @@ fn a_lone_hot_queue_that_gains_nothing_causes_few_looks() {
     world.load(owner, 1.3);
     let seconds: Vec<_> = (0..4).map(|_| world.run(Duration::from_secs(1))).collect();
     println!("looks by second: {seconds:?}");
-    // Once in what it is not heard for and what is measured: a look as it rings, and three at most until it is heard again.
-    let rings = 1000 / (128 + 10) + 1;
-    assert!(
-        seconds[1..].iter().all(|n| *n <= rings * 4 + 4),
-        "{seconds:?}"
-    );
+    // It rings every second; then there is a look at once, three at most until it is heard again, and those of balancing.
+    let most = 2 * 4 + 4;
+    assert!(seconds[2..].iter().all(|n| *n <= most), "{seconds:?}");
     assert!(world.workers.queues()[0].helper.is_none());
     // And is helped when that has changed.
     world.queues[0].len = LARGE;
     let time = world.run_to_share();
-    assert!(time < Duration::from_millis(300), "{time:?}");
+    assert!(time < Duration::from_millis(1200), "{time:?}");
 }
 
 /// Who has little to do is spared, though another rings all the time.
