@@ -248,13 +248,18 @@ impl Balancer {
         self.period
     }
 
-    /// Something is known to be wrong now: looks again after the shortest period.
+    /// Something is known to be wrong, or other than it was: looks again after the shortest period. What was in vain before
+    /// need not be now.
     pub const fn hurry(&mut self) {
         self.period = self.settings.shortest;
+        if matches!(self.alarm, Alarm::Vain) {
+            self.alarm = Alarm::Ready;
+        }
     }
 
     /// What is known of loads is of another time: as if this were new, but for what rests.
     pub fn forget(&mut self) {
+        self.alarm = Alarm::Ready;
         self.histories
             .iter_mut()
             .for_each(|history| history.weight = 0.0);

@@ -344,6 +344,20 @@ fn pressing_in_vain_waits_for_the_next_look() {
 }
 
 #[test]
+fn what_was_in_vain_need_not_be_where_something_has_changed() {
+    let mut balancer = Balancer::new(512, 2, Settings::default());
+    let alone = padded(&[(0, 1.2), (1, 0.2)]);
+    assert!(balancer.press());
+    balancer.hurry();
+    assert!(!balancer.press(), "it is being counted");
+    balancer.forget();
+    assert!(balancer.press(), "what was counted is of another time");
+    assert!(balancer.plan(&alone, &workers(2)).moves.is_empty());
+    balancer.hurry();
+    assert!(balancer.press());
+}
+
+#[test]
 fn items_stay_near_their_memory_if_there_is_room() {
     let mut balancer = Balancer::new(512, 3, Settings::default());
     let mut items = padded(&[(0, 0.2), (0, 0.2), (0, 0.1), (1, 0.05)]);

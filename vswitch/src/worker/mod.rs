@@ -422,6 +422,7 @@ impl Worker {
         let Some(emptied) = self.queues.emptied() else {
             return;
         };
+        let worker = self.forwarder.worker();
         let delay = now.duration_since(emptied);
         self.look.standing = if emptied <= self.look.last {
             self.look.standing.saturating_add(1)
@@ -431,12 +432,12 @@ impl Worker {
         self.look.last = now;
         self.vitals.look(delay, self.look.standing);
         if self.look.standing >= STANDING_LIMIT || delay >= DELAY_LIMIT {
-            self.shared.bell.ring_for(Ears::Queueing);
+            self.shared.bell.ring_for(Ears::Queueing, worker);
         }
         if self.look.busy >= BUSY_NEWS {
             // A worker that took long for it is not busy.
             if now.duration_since(self.look.told) <= BUSY_NEWS * 8 {
-                self.shared.bell.ring_for(Ears::Busy);
+                self.shared.bell.ring_for(Ears::Busy, worker);
             }
             (self.look.busy, self.look.told) = (Duration::ZERO, now);
         }

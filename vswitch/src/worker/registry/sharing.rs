@@ -3,6 +3,7 @@
 use std::sync::{Arc, mpsc};
 
 use super::{Asked, Place, Workers, send};
+use crate::forward::counters::PortCounters;
 use crate::forward::share::Share;
 use crate::worker::{Letter, QueueKey};
 
@@ -136,10 +137,19 @@ impl Workers {
 
     /// Frames and bytes that a port has received at a worker.
     pub fn received(&self, key: QueueKey, worker: usize) -> (u64, u64) {
-        let snapshot = self.shared.snapshot.load();
-        let port = snapshot.live(key.port);
-        let counters = port.and_then(|port| port.counters.get(worker));
+        let counters = self.counters(key, worker);
         counters.map_or((0, 0), |c| (c.received.get(), c.received_bytes.get()))
+    }
+
+    /// What a worker counts about a queue's port.
+    pub(in crate::worker) fn counters(
+        &self,
+        key: QueueKey,
+        worker: usize,
+    ) -> Option<Arc<PortCounters>> {
+        let snapshot = self.shared.snapshot.load();
+        let port = snapshot.live(key.port)?;
+        port.counters.get(worker).cloned()
     }
 
     /// Queues in whose sharing a worker has a part end it.

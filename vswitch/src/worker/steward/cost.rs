@@ -47,7 +47,7 @@ fn look(queues: u16) -> Duration {
         }
         let now = brain.balanced + period;
         let before = used();
-        brain.look(now, false, &workers);
+        brain.look(now, None, &workers);
         used() - before
     });
     let least = looks.min().unwrap();

@@ -1,33 +1,95 @@
 //! Who helps whom: hot queues get helpers and lose them, by load or because the operator wants it.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::super::QueueKey;
 use super::super::node::Kin;
 use super::super::registry::sharing::ShareError;
 use super::super::registry::{Asked, QueueSeen, Seen, Workers};
+use super::press::{Came, Hush};
 use super::sharing::{self, Room, Wish};
 use super::trace::What;
-use super::{ASKED, Brain, Known};
+use super::{ASKED, Brain, WORKERS};
 
-/// While it is being measured what helpers gain, there is a look at least so often.
-const MEASURING: Duration = Duration::from_millis(10);
+/// What sharing goes by: how far queues were when it last looked.
+pub(super) struct Measured {
+    since: Instant,
+    /// In order.
+    queues: Vec<(QueueKey, Figures)>,
+}
+
+/// How far a queue is.
+#[derive(Clone, Copy)]
+struct Figures {
+    owner: usize,
+    busy_ns: u64,
+    /// What its port has received at its owner: frames and bytes.
+    received: (u64, u64),
+    /// Who helps with it, and what that has taken for it, nanoseconds.
+    helped: Option<(usize, u64)>,
+}
+
+impl Measured {
+    /// Knows of no queue yet.
+    pub(super) fn new(since: Instant) -> Self {
+        Measured {
+            since,
+            queues: Vec::new(),
+        }
+    }
+
+    /// Since when it is measured.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    fn begin(since: Instant, queues: &[QueueSeen], workers: &Workers) -> Self {
+        let figures = |queue: &QueueSeen| Figures {
+            owner: queue.owner,
+            busy_ns: queue.vitals.busy_ns(),
+            received: if queue.lends {
+                workers.received(queue.key, queue.owner)
+            } else {
+                (0, 0)
+            },
+            helped: queue.helper.map(|helper| (helper.worker, helper.busy_ns)),
+        };
+        let queues = queues.iter().map(|queue| (queue.key, figures(queue)));
+        Measured {
+            since,
+            queues: queues.collect(),
+        }
+    }
+}
 
 impl Brain {
-    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do.
-    pub(super) fn share(
+    /// Whether enough was measured since sharing last looked.
+    pub(super) fn may_share(&self, now: Instant) -> bool {
+        self.duties.shares() && now.duration_since(self.measured.since) >= sharing::EVERY
+    }
+
+    /// Whether sharing looks as soon as it may: for somebody who rang, or at what a helper gains.
+    pub(super) fn shares_soon(&self) -> bool {
+        self.duties.shares() && (self.seeking != 0 || self.sharing.is_measuring())
+    }
+
+    /// Sharing measures from now on; what it had measured.
+    pub(super) fn measure_sharing(
         &mut self,
         now: Instant,
-        (list, queues): (&[Seen], &[QueueSeen]),
-        before: &BTreeMap<QueueKey, Known>,
-        elapsed: u64,
+        queues: &[QueueSeen],
         workers: &Workers,
-    ) {
+    ) -> Measured {
+        std::mem::replace(&mut self.measured, Measured::begin(now, queues, workers))
+    }
+
+    /// Gives a hot queue a helper, or takes one away: what moving queues cannot do. True if it did.
+    pub(super) fn share(&mut self, now: Instant, workers: &Workers) -> bool {
+        let (list, queues) = (workers.list(), workers.queues());
+        let before = self.measure_sharing(now, &queues, workers);
+        let elapsed = now.duration_since(before.since).as_nanos() as u64;
         let share = |ns: u64| ns as f64 / elapsed.max(1) as f64;
-        let look = |queue: &QueueSeen| {
-            let old = before.get(&queue.key).filter(|k| k.owner == queue.owner)?;
-            let new = self.queues.get(&queue.key)?;
+        let look = |queue: &QueueSeen, old: &Figures, new: &Figures| {
             let helper = queue.helper.map(|helper| {
                 let since = old.helped.filter(|(worker, _)| *worker == helper.worker);
                 let ns = helper.busy_ns.saturating_sub(since.map_or(0, |(_, ns)| ns));
@@ -37,7 +99,7 @@ impl Brain {
                     load: share(ns),
                 }
             });
-            Some(sharing::Queue {
+            sharing::Queue {
                 key: queue.key,
                 owner: queue.owner,
                 helper,
@@ -46,16 +108,29 @@ impl Brain {
                 load: share(new.busy_ns.saturating_sub(old.busy_ns)),
                 frames: new.received.0.saturating_sub(old.received.0),
                 bytes: new.received.1.saturating_sub(old.received.1),
-            })
+            }
         };
-        let looks: Vec<_> = queues.iter().filter_map(look).collect();
+        let mut looks = Vec::new();
+        let mut own = [0_u64; WORKERS];
+        let mut old = before.queues.iter().peekable();
+        for (queue, (_, new)) in queues.iter().zip(&self.measured.queues) {
+            while old.next_if(|(key, _)| *key < queue.key).is_some() {}
+            let Some((_, old)) = old.next_if(|(key, _)| *key == queue.key) else {
+                continue;
+            };
+            // Of a queue that has just come this is what another spent on it.
+            if let Some(own) = own.get_mut(queue.owner) {
+                *own += new.busy_ns.saturating_sub(old.busy_ns);
+            }
+            if old.owner == queue.owner {
+                looks.push(look(queue, old, new));
+            }
+        }
         let room = |worker: &Seen| {
             let pulse = worker.vitals.read();
-            let own = looks.iter().filter(|queue| queue.owner == worker.index);
             Room {
                 worker: worker.index,
-                // The sum of nothing is -0.
-                load: own.map(|queue| queue.load).sum::<f64>() + 0.0,
+                load: own.get(worker.index).map_or(1.0, |ns| share(*ns)),
                 standing: pulse.standing > 0 && !pulse.asleep,
                 resting: worker.resting,
                 core: worker.wanted.core,
@@ -66,12 +141,8 @@ impl Brain {
         let rooms: Vec<_> = list.iter().map(room).collect();
         let at = now.duration_since(self.started);
         let length = Duration::from_nanos(elapsed);
-        let wish = self.sharing.look(at, length, &looks, &rooms);
-        if self.sharing.is_measuring() && self.balancer.period() > MEASURING {
-            self.balancer.hurry();
-        }
-        let noted = match wish {
-            None => return,
+        let noted = match self.sharing.look(at, length, &looks, &rooms) {
+            None => None,
             Some(Wish::Share(queue, helper, why)) => {
                 let shared = workers.share(queue, helper).is_ok();
                 shared.then_some((What::Share(queue, helper), why))
@@ -80,10 +151,43 @@ impl Brain {
                 workers.unshare(queue).then_some((What::Alone(queue), why))
             }
         };
+        let done = noted.is_some();
         if let Some((what, why)) = noted {
             self.trace.note(SystemTime::now(), what, why);
             // What came of it is worth a look soon.
             self.balancer.hurry();
+        }
+        let seeking = self.seeking;
+        let waits = !done && self.sharing.is_measuring();
+        for who in (0..WORKERS).filter(|who| seeking >> who & 1 != 0) {
+            let mut own = looks.iter().filter(|queue| queue.owner == who);
+            match (done, waits) {
+                (true, _) => self.hush.after(who, Came::Relief, now),
+                (_, true) => self.hush.until(who, now + sharing::EVERY, now),
+                _ if own.any(sharing::Queue::may_be_shared) => {
+                    self.hush.after(who, Came::NoHelper, now);
+                }
+                _ => self.hush.after(who, Came::Nothing, now),
+            }
+        }
+        self.seeking = if waits { seeking } else { 0 };
+        done
+    }
+
+    /// Whether this worker has a queue that another one could help with.
+    pub(super) fn may_have_helper(&self, worker: usize, workers: &Workers) -> bool {
+        if !self.duties.shares() || !Hush::knows(worker) {
+            return false;
+        }
+        let queues = workers.queues();
+        let may =
+            |queue: &QueueSeen| queue.owner == worker && queue.lends && queue.asked == Asked::Auto;
+        queues.iter().any(may) && {
+            let list = workers.list();
+            let own = list.iter().find(|own| own.index == worker);
+            let near = |other: &&Seen| own.is_some_and(|own| own.node == other.node);
+            let mut others = list.iter().filter(near).filter(|w| w.index != worker);
+            !is_engaged(&queues, worker) && others.any(|other| !is_engaged(&queues, other.index))
         }
     }
 
@@ -106,10 +210,6 @@ impl Brain {
         let (list, queues) = (workers.list(), workers.queues());
         let queue = queues.iter().find(|queue| queue.key == key);
         let owner = queue.ok_or(ShareError::NoQueue)?.owner;
-        let engaged = |worker: usize| {
-            let mut shared = queues.iter().filter(|queue| queue.helper.is_some());
-            shared.any(|q| q.owner == worker || helps(q, worker))
-        };
         let busy = |worker: &Seen| {
             let before = self.busy.get(worker.index).copied().unwrap_or_default();
             worker.vitals.read().busy_ns.saturating_sub(before)
@@ -117,7 +217,7 @@ impl Brain {
         let others = || list.iter().filter(|worker| worker.index != owner);
         let tenth = self.scaled.elapsed().as_nanos() as u64 / 10;
         others().next().ok_or(ShareError::NoWorker)?;
-        let free = others().filter(|worker| !engaged(worker.index));
+        let free = others().filter(|worker| !is_engaged(&queues, worker.index));
         let owner = list.iter().find(|worker| worker.index == owner);
         let kin = owner.map_or_else(Kin::default, |owner| owner.kin);
         let helper = free.min_by_key(|worker| {
@@ -133,7 +233,10 @@ impl Brain {
     }
 }
 
-/// Whether a worker helps with a queue.
-fn helps(queue: &QueueSeen, worker: usize) -> bool {
-    queue.helper.is_some_and(|helper| helper.worker == worker)
+/// Whether a worker helps, or is helped.
+fn is_engaged(queues: &[QueueSeen], worker: usize) -> bool {
+    let mut shared = queues
+        .iter()
+        .filter_map(|queue| Some((queue.owner, queue.helper?.worker)));
+    shared.any(|(owner, helper)| owner == worker || helper == worker)
 }

@@ -4,7 +4,8 @@
 //!
 //! A thread that sleeps without a timer while nothing happens. A worker that is busy rings ([`bell`](super::bell)); from then
 //! on the steward looks at all workers, every 10 ms to 1 s, until there is nothing to do again. While it looks, a worker
-//! whose queues stand rings, too, and is looked at at once, and if it had been idle before, again 200 us later.
+//! whose queues stand rings, too, and is looked at at once, and if it had been idle before, again 200 us later. If another
+//! worker is not put to use for it, loads are counted anew, and queues or buckets move a millisecond later (`press`).
 //!
 //! What a look sees are the figures that workers and queues keep of themselves. What follows from it is decided by
 //! [`vswitch_flowtable::scale`] (one worker more, one less) and [`vswitch_flowtable::balance`] (which queues move), which
@@ -41,13 +42,16 @@ use super::bell::Ears;
 use super::registry::sharing::ShareError;
 use super::registry::{Asked, MoveError, QueueSeen, Seen, Workers};
 use super::{QueueKey, Report, Shared};
+use helpers::Measured;
 pub use orders::Order;
+use press::{COUNTED, Came, Hush, Pressed};
 use sharing::Sharing;
 use trace::{Decision, Trace, What};
 
 mod gain;
 mod helpers;
 mod orders;
+mod press;
 #[cfg(feature = "dpdk")]
 mod reta;
 mod sharing;
@@ -65,8 +69,10 @@ const PRESSED: f64 = 0.5;
 const AGAIN: Duration = Duration::from_micros(200);
 /// Loads measured over less than this are chance.
 const MEASURED: Duration = Duration::from_millis(2);
-/// Below this busy share of all workers together nothing is worth watching.
+/// Below this busy share of all workers together, over [`QUIET_FOR`], nothing is worth watching.
 const QUIET: f64 = 0.05;
+/// Looks may come sooner after each other than a guest's bursts.
+const QUIET_FOR: Duration = Duration::from_millis(10);
 /// Over how long a worker must have had little to do before it rests, and over how much longer each time that this was
 /// too soon.
 const CALM_MIN: Duration = Duration::from_millis(20);
@@ -238,10 +244,13 @@ impl Steward {
         let mut next = Next::QUIET;
         let mut ordered = false;
         while !self.is_ending() {
-            bell.listen(next.ears);
+            bell.listen(next.ears, next.hushed);
             // Between two orders it looks, whoever else gives some.
-            let rung = !self.has_orders() && self.wait(next.within);
-            bell.listen(Ears::Deaf);
+            if !self.has_orders() {
+                self.wait(next.within);
+            }
+            bell.listen(Ears::Deaf, 0);
+            let rung = bell.who();
             ordered = !ordered && self.take_orders();
             if ordered {
                 let mut brain = self.brain.lock();
@@ -266,15 +275,15 @@ impl Steward {
         }
     }
 
-    /// Waits for the bell; true if it rang.
-    fn wait(&self, within: Option<Duration>) -> bool {
+    /// Waits for the bell.
+    fn wait(&self, within: Option<Duration>) {
         let within = within.map(|d| Timespec {
             tv_sec: d.as_secs() as i64,
             tv_nsec: i64::from(d.subsec_nanos()),
         });
         let mut fds = [PollFd::new(&self.shared.bell, PollFlags::IN)];
         let _ = rustix::event::poll(&mut fds, within.as_ref());
-        self.shared.bell.answer()
+        self.shared.bell.answer();
     }
 }
 
@@ -282,6 +291,8 @@ impl Steward {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Next {
     ears: Ears,
+    /// Workers that are not heard, a bit each.
+    hushed: u64,
     within: Option<Duration>,
 }
 
@@ -289,11 +300,13 @@ impl Next {
     /// When somebody is busy.
     const QUIET: Self = Next {
         ears: Ears::Busy,
+        hushed: 0,
         within: None,
     };
     /// When it is configured anew.
     const NEVER: Self = Next {
         ears: Ears::Deaf,
+        hushed: 0,
         within: None,
     };
 }
@@ -311,13 +324,20 @@ struct Brain {
     /// When scaling last looked, and how long each worker had been busy by then.
     scaled: Instant,
     busy: [u64; WORKERS],
+    /// Since when it is watched whether all is quiet, and how long all together had been busy by then.
+    watched: (Instant, u64),
     calm: Duration,
     sharing: Sharing,
+    /// What sharing goes by, and which workers it looks for soon because they rang, a bit each.
+    measured: Measured,
+    seeking: u64,
     #[cfg(feature = "dpdk")]
     retas: reta::Retas,
     shrunk: Option<Instant>,
-    /// Somebody rang a moment ago who had been idle before.
-    doubtful: bool,
+    /// Who rang a moment ago; nothing could be done about it then.
+    doubtful: Option<usize>,
+    pressed: Option<Pressed>,
+    hush: Hush,
     /// Other workers are in use than when queues were last dealt out.
     changed: bool,
 }
@@ -327,9 +347,6 @@ struct Brain {
 struct Known {
     item: u16,
     busy_ns: u64,
-    /// Who owned it then, and what its port had received there: frames and bytes.
-    owner: usize,
-    received: (u64, u64),
     /// Who helped with it then, and what that had taken for it, nanoseconds.
     helped: Option<(usize, u64)>,
 }
@@ -337,9 +354,13 @@ struct Known {
 impl Brain {
     fn new(duties: Duties) -> Self {
         let now = Instant::now();
+        let settings = balance::Settings {
+            urgent: COUNTED,
+            ..balance::Settings::default()
+        };
         Brain {
             duties,
-            balancer: Balancer::new(QUEUES, WORKERS, balance::Settings::default()),
+            balancer: Balancer::new(QUEUES, WORKERS, settings),
             scaler: scaler(CALM_MIN),
             trace: Arc::default(),
             started: now,
@@ -347,23 +368,33 @@ impl Brain {
             queues: BTreeMap::new(),
             scaled: now,
             busy: [0; WORKERS],
+            watched: (now, 0),
             calm: CALM_MIN,
             sharing: Sharing::default(),
+            measured: Measured::new(now),
+            seeking: 0,
             #[cfg(feature = "dpdk")]
             retas: reta::Retas::default(),
             shrunk: None,
-            doubtful: false,
+            doubtful: None,
+            pressed: None,
+            hush: Hush::default(),
             changed: false,
         }
     }
 
     /// Measures from now on.
     fn begin(&mut self, now: Instant, workers: &Workers) {
+        (self.doubtful, self.pressed, self.seeking) = (None, None, 0);
         self.balancer.forget();
-        self.remember(now, &workers.queues(), workers);
+        let queues = workers.queues();
+        self.remember(now, &queues);
+        self.measure_sharing(now, &queues, workers);
         #[cfg(feature = "dpdk")]
         self.retas.begin(workers);
-        self.remember_busy(now, &workers.list());
+        let list = workers.list();
+        self.remember_busy(now, &list);
+        self.watched = (now, total_busy(&list));
     }
 
     /// What each of these queues took since balancing last looked, in nanoseconds. They are in order, as what is known is.
@@ -384,9 +415,7 @@ impl Brain {
         &mut self,
         now: Instant,
         queues: &[QueueSeen],
-        workers: &Workers,
     ) -> (Vec<u64>, BTreeMap<QueueKey, Known>) {
-        let shares = self.duties.shares();
         let mut taken = vec![false; QUEUES];
         for old in self.queues.values() {
             if let Some(taken) = taken.get_mut(usize::from(old.item)) {
@@ -409,12 +438,6 @@ impl Brain {
             let seen = |item| Known {
                 item,
                 busy_ns,
-                owner: queue.owner,
-                received: if shares && queue.lends {
-                    workers.received(queue.key, queue.owner)
-                } else {
-                    (0, 0)
-                },
                 helped: queue.helper.map(|helper| (helper.worker, helper.busy_ns)),
             };
             known.extend(item.map(|item| (queue.key, seen(item))));
@@ -434,49 +457,61 @@ impl Brain {
     }
 
     /// Looks, decides and acts.
-    fn look(&mut self, now: Instant, rung: bool, workers: &Workers) -> Next {
+    fn look(&mut self, now: Instant, rung: Option<usize>, workers: &Workers) -> Next {
         let list = workers.list();
-        let busy = self.total_busy(now, &list);
-        let mut scaled = false;
-        if self.duties.scales() {
-            scaled = self.scale(now, &list, workers);
-        } else {
-            self.remember_busy(now, &list);
-        }
-        let measured = now.duration_since(self.balanced);
+        let busy = self.busy_share(now, &list);
+        let looks = self.looks(now, &list, workers);
+        self.remember_busy(now, &list);
+        let scaled = self.duties.scales() && self.scale(now, &list, &looks, workers);
         self.changed |= scaled;
-        let due = if self.changed {
-            measured >= MEASURED
-        } else {
-            measured >= self.balancer.period()
-        };
-        if self.duties.rebalance && due {
-            self.balance(now, workers);
+        let mut helped = false;
+        if self.duties.rebalance && self.is_due(now, workers) {
+            helped = self.balance(now, workers).helped;
+            match self.pressed.take() {
+                Some(pressed) if helped => self.hush.after(pressed.who, Came::Relief, now),
+                Some(pressed) => helped = self.in_vain(now, pressed.who, workers),
+                None => {}
+            }
+        }
+        if self.shares_soon() && self.may_share(now) {
+            helped |= self.share(now, workers);
         }
         let mut next = self.next(workers, busy);
         if self.changed && self.duties.rebalance {
             // Those in use are others, and too little is known about loads to deal the queues out.
             next.within = Some(MEASURED);
         }
-        let doubtful = rung || std::mem::take(&mut self.doubtful);
-        if doubtful && !scaled && next.within.is_some() {
-            // There was nothing to be done about what rang: seen again it may be worth it, or else not for a while.
-            next.ears = Ears::Deaf;
-            if rung && self.duties.scales() {
-                (self.doubtful, next.within) = (true, Some(AGAIN));
+        if next.within.is_none() {
+            return next;
+        }
+        let doubtful = self.doubtful.take();
+        if let Some(who) = rung.or(doubtful).filter(|_| !scaled) {
+            if helped || self.changed {
+                self.hush.after(who, Came::Relief, now);
+            } else if !self.press(now, who, (&list, &looks), workers) {
+                if rung.is_some() {
+                    // Seen again it may be worth it, or else not for a while.
+                    self.doubtful = rung;
+                } else {
+                    self.in_vain(now, who, workers);
+                }
+            }
+            if !Hush::knows(who) {
+                next.ears = Ears::Deaf;
             }
         }
-        next
+        self.wait_for_news(now, next)
     }
 
-    /// Busy share of all workers since the last look, added up.
-    fn total_busy(&self, now: Instant, list: &[Seen]) -> f64 {
-        let elapsed = now.duration_since(self.scaled).as_nanos().max(1) as f64;
-        let busy = list.iter().map(|worker| {
-            let before = self.busy.get(worker.index).copied().unwrap_or_default();
-            worker.vitals.read().busy_ns.saturating_sub(before)
-        });
-        busy.sum::<u64>() as f64 / elapsed
+    /// Busy share of all workers, added up; that of one as long as little time has passed.
+    fn busy_share(&mut self, now: Instant, list: &[Seen]) -> f64 {
+        let elapsed = now.duration_since(self.watched.0);
+        if elapsed < QUIET_FOR {
+            return 1.0;
+        }
+        let total = total_busy(list);
+        let (_, before) = std::mem::replace(&mut self.watched, (now, total));
+        total.saturating_sub(before) as f64 / elapsed.as_nanos() as f64
     }
 
     /// When to look again.
@@ -502,6 +537,7 @@ impl Brain {
         });
         Next {
             ears: Ears::Queueing,
+            hushed: 0,
             within: Some(within),
         }
     }
@@ -509,11 +545,15 @@ impl Brain {
     // ---- how many workers are in use -----------------------------------------------------------------------------
 
     /// Puts a worker to use or takes one out of use; true if it did.
-    fn scale(&mut self, now: Instant, list: &[Seen], workers: &Workers) -> bool {
-        let looks = self.looks(now, list, workers);
-        self.remember_busy(now, list);
+    fn scale(
+        &mut self,
+        now: Instant,
+        list: &[Seen],
+        looks: &[scale::Look],
+        workers: &Workers,
+    ) -> bool {
         let at = now.duration_since(self.started);
-        let decision = self.scaler.look(at, &looks);
+        let decision = self.scaler.look(at, looks);
         let wall = SystemTime::now();
         match decision {
             scale::Decision::Stay => false,
@@ -601,11 +641,12 @@ impl Brain {
     // ---- who has which queue -------------------------------------------------------------------------------------
 
     /// Moves queues by what they took since the last time.
-    fn balance(&mut self, now: Instant, workers: &Workers) -> balance::Outcome {
+    fn balance(&mut self, now: Instant, workers: &Workers) -> Balanced {
+        let pressed = self.pressed.is_some();
         let (list, queues) = (workers.list(), workers.queues());
         self.changed = false;
         let elapsed = now.duration_since(self.balanced).as_nanos() as u64;
-        let (measured, before) = self.remember(now, &queues, workers);
+        let (measured, before) = self.remember(now, &queues);
         let mut by_owner = [0_u64; WORKERS];
         for (queue, load) in queues.iter().zip(&measured) {
             if let Some(sum) = by_owner.get_mut(queue.owner) {
@@ -663,28 +704,47 @@ impl Brain {
             }
         }
         let plan = self.balancer.plan(&items, &rooms);
-        carry_out(&plan, &names, workers, &self.trace);
-        let outcome = plan.outcome;
+        carry_out(&plan, &names, pressed, workers, &self.trace);
+        let relieves = |made: &balance::Move| !matches!(made.reason, Reason::Home(_));
+        let mut balanced = Balanced {
+            outcome: plan.outcome,
+            helped: plan.moves.iter().any(relieves),
+        };
+        let moved = !plan.moves.is_empty();
         // One thing at a time: what was measured is of the queues as they were.
         #[cfg(feature = "dpdk")]
-        if plan.moves.is_empty() {
+        if !moved {
             let loads = queues.iter().zip(measured).map(|(queue, load)| {
                 let owner = queue.owner;
                 (queue.key, reta::QueueLoad { owner, load })
             });
             let loads = reta::Loads::new(loads);
-            if self.retas.balance(&loads, &whole, workers, &self.trace) {
+            let retas = &mut self.retas;
+            if retas.balance(&loads, &whole, pressed, workers, &self.trace) {
                 self.balancer.hurry();
-                return outcome;
+                balanced.helped = true;
+                return balanced;
             }
         }
-        if plan.moves.is_empty() && self.duties.shares() {
-            self.share(now, (&list, &queues), &before, elapsed, workers);
+        if !moved && self.may_share(now) {
+            balanced.helped |= self.share(now, workers);
         }
         // What is learned counts at the next look.
         workers.look_for_homes(now);
-        outcome
+        balanced
     }
+}
+
+/// Nanoseconds that all have been busy.
+fn total_busy(list: &[Seen]) -> u64 {
+    list.iter().map(|w| w.vitals.read().busy_ns).sum()
+}
+
+/// What came of balancing.
+struct Balanced {
+    outcome: balance::Outcome,
+    /// Somebody has less to do.
+    helped: bool,
 }
 
 /// Where a worker on this node is helped best, by the nodes and loads of the queues that it could give away: where most of
@@ -736,7 +796,15 @@ fn rooms(list: &[Seen], capacity: u64) -> Vec<WorkerRoom> {
     rooms
 }
 
-fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, trace: &Trace) {
+/// Moves what is to move, and notes it; what was counted for a moment only says nothing of queues that fill a worker.
+fn carry_out(
+    plan: &Plan<'_>,
+    names: &[Option<QueueKey>],
+    pressed: bool,
+    workers: &Workers,
+    trace: &Trace,
+) {
+    let stood = if pressed { "; work stood" } else { "" };
     let named = |item: Item| names.get(usize::from(item.0)).copied().flatten();
     for a_move in plan.moves {
         let (from, to) = (usize::from(a_move.from.0), usize::from(a_move.to.0));
@@ -753,12 +821,12 @@ fn carry_out(plan: &Plan<'_>, names: &[Option<QueueKey>], workers: &Workers, tra
                 other => other.to_string(),
             };
             let (before, after) = (a_move.before * 100.0, a_move.after * 100.0);
-            let reason = format!("{why}: largest load {before:.0} % -> {after:.0} %");
+            let reason = format!("{why}: largest load {before:.0} % -> {after:.0} %{stood}");
             let what = What::Move { queue, from, to };
             trace.note(SystemTime::now(), what, reason);
         }
     }
-    for filling in plan.filling {
+    for filling in plan.filling.iter().filter(|_| !pressed) {
         if let Some(queue) = named(filling.item) {
             let load = filling.load * 100.0;
             let worker = filling.worker.0;

@@ -56,7 +56,7 @@ impl Steward {
         }
         let mut brain = self.brain.lock();
         let now = SystemTime::now();
-        let outcome = brain.balance(Instant::now(), &self.workers);
+        let outcome = brain.balance(Instant::now(), &self.workers).outcome;
         let noted = self.trace.decisions();
         let mut new: Vec<_> = noted.into_iter().filter(|d| d.at >= now).collect();
         if new.is_empty() {

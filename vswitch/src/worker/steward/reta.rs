@@ -74,21 +74,29 @@ struct Buckets {
 }
 
 impl Retas {
-    /// Counts from now on.
+    /// Counts from now on, as what was known is of another time.
     pub(super) fn begin(&mut self, workers: &Workers) {
+        self.count(workers);
+        self.ports
+            .values_mut()
+            .for_each(|known| known.balancer.forget());
+    }
+
+    /// Counts from now on.
+    pub(super) fn count(&mut self, workers: &Workers) {
         for (port, reta) in workers.retas() {
             if let Some(known) = self.ports.get_mut(&port) {
                 known.counted = reta.counted();
-                known.balancer.forget();
             }
         }
     }
 
-    /// Moves buckets; true if it did. `rooms` are the workers, by number.
+    /// Moves buckets; true if it did. `rooms` are the workers, by number. `pressed` if this was counted because work stands.
     pub(super) fn balance(
         &mut self,
         loads: &Loads,
         rooms: &[WorkerRoom],
+        pressed: bool,
         workers: &Workers,
         trace: &Trace,
     ) -> bool {
@@ -111,6 +119,10 @@ impl Retas {
             let Some((sides, by_queue)) = sides(port, queues, loads, rooms) else {
                 continue;
             };
+            if pressed {
+                // If that was in vain a moment ago, this look is one like any other.
+                let _ = known.balancer.press();
+            }
             let plan = known
                 .balancer
                 .plan(&items(&table, &frames, &by_queue), &sides);

@@ -35,8 +35,10 @@ pub(super) const ABOUT: f64 = 0.10;
 /// Bytes of a frame on average from which on it is tried. At 64 bytes a second worker was never worth it: 0.82 to 1.09 of
 /// what the owner does alone. Longer ones tell for themselves, and a try costs little.
 const LARGE: u64 = 128;
-/// Looks after which the helper must have outputs.
+/// Looks after which the helper must have outputs. They are [`EVERY`] apart at least.
 const PATIENCE: u32 = 3;
+/// Less than this between two looks says little.
+pub(super) const EVERY: Duration = Duration::from_millis(10);
 /// A queue that was shared is not for so long.
 const REST: Duration = Duration::from_secs(5);
 
@@ -277,7 +279,7 @@ fn over(queue: &Queue, helper: Helper, looks: u32, rooms: &[Room]) -> Option<Str
 
 impl Queue {
     /// If the load asks for it.
-    fn may_be_shared(&self) -> bool {
+    pub(super) fn may_be_shared(&self) -> bool {
         self.lends && self.asked == Asked::Auto && self.is_large()
     }
 
