@@ -397,7 +397,7 @@ fn workers_rest_and_come_back(dir: &RunDir) -> Result<()> {
         // It says so itself, when it gets there; and where others keep queues waiting it may be put to use once more.
         net.switch.until("a worker to sleep on", SOON, || {
             let before = parked()?;
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(300));
             let after = parked()?;
             check!(
                 before == after,

@@ -21,7 +21,7 @@ use vswitch::forward::snapshot::{BridgeSpec, Coalesce, GuestQueues, Output, Port
 use vswitch::forward::vlan::VlanRule;
 use vswitch::forward::{BridgeIndex, PortIndex, PortRef, Snapshot, Vid};
 use vswitch::mailbox::Mailbox;
-use vswitch::worker::bell::Bell;
+use vswitch::worker::bell::{Bell, Ears};
 use vswitch::worker::registry::Wanted;
 use vswitch::worker::registry::sharing::ShareError;
 use vswitch::worker::steward::trace::What;
@@ -553,6 +553,27 @@ fn the_steward_has_a_hot_queue_shared_and_takes_it_back() {
     soon("its end is in the trace", || told(What::Alone(world.key)));
     check_books(&world, generator.sent(), &receivers);
     steward.stop();
+    world.workers.stop();
+}
+
+/// The steward reacts at once, and to whoever it is.
+#[test]
+fn a_worker_that_cannot_keep_up_rings_under_its_number() {
+    let mut guests: Vec<_> = (0..GUESTS).map(|_| Guest::new()).collect();
+    let mut world = World::new(&mut guests, Coalesce::default(), BusyPoll::Adaptive);
+    let (mut tx, mut generator, mut receivers, _rx) = parts(guests);
+    for _ in 0..2 {
+        under_load(&mut generator, &mut tx, &mut receivers, || {
+            let bell = &world.shared.bell;
+            bell.listen(Ears::Queueing, 0);
+            soon("work that stands is told of", || bell.answer());
+            assert_eq!(bell.who(), Some(world.owner));
+        });
+        soon("all workers sleep", || world.is_asleep());
+        assert_eq!(world.workers.move_queue(world.key, world.other), Ok(true));
+        std::mem::swap(&mut world.owner, &mut world.other);
+    }
+    check_books(&world, generator.sent(), &receivers);
     world.workers.stop();
 }
 

@@ -133,7 +133,6 @@ impl Gains {
                 None => return,
             },
         };
-        course.trial = None;
         if course.owner != owner {
             (course.owner, course.alone) = (owner, Windows::default());
         }
@@ -147,6 +146,13 @@ impl Gains {
         if let Some(rate) = windows.rate() {
             let kept = |f: &Finding| rate.is_like(f.frame_len) && at < f.until + LONGEST;
             course.found.retain(kept);
+        }
+    }
+
+    /// A queue has no helper, for whatever reason.
+    pub(super) fn end(&mut self, key: QueueKey) {
+        if let Some(course) = self.0.get_mut(&key) {
+            course.trial = None;
         }
     }
 
@@ -185,13 +191,15 @@ impl Gains {
         course.alone = Windows::default();
     }
 
-    /// A look at a queue with a helper; says if that is to end. One whose rate alone nobody knows is not judged.
+    /// A look at a queue with a helper; says if that is to end, if it is to be judged now. One whose rate alone nobody
+    /// knows is not judged.
     pub(super) fn shared(
         &mut self,
         key: QueueKey,
         at: Duration,
         pair: Pair,
         sample: Sample,
+        judge: bool,
     ) -> Option<End> {
         let course = self.0.get_mut(&key)?;
         // It may have been asked for meanwhile, of another worker.
@@ -200,7 +208,7 @@ impl Gains {
             course.trial = None;
             return None;
         };
-        if !trial.windows.add(at, sample) {
+        if !trial.windows.add(at, sample) || !judge {
             return None;
         }
         if !std::mem::replace(&mut trial.settled, true) {
@@ -229,6 +237,12 @@ impl Gains {
                 "its rate alone, {alone}, is measured again: now it is {rate}"
             ))
         })
+    }
+
+    /// Whether it is known what a queue with a helper did without.
+    pub(super) fn knows(&self, key: QueueKey) -> bool {
+        let course = self.0.get(&key);
+        course.is_some_and(|course| course.trial.is_some())
     }
 
     /// A queue is with a helper for another reason than a gain.

@@ -164,7 +164,7 @@ impl Brain {
             match (done, waits) {
                 (true, _) => self.hush.after(who, Came::Relief, now),
                 (_, true) => self.hush.until(who, now + sharing::EVERY, now),
-                _ if own.any(sharing::Queue::may_be_shared) => {
+                _ if own.any(|queue| self.sharing.has_hope(at, queue, &looks, &rooms)) => {
                     self.hush.after(who, Came::NoHelper, now);
                 }
                 _ => self.hush.after(who, Came::Nothing, now),

@@ -14,9 +14,9 @@
 //! # Limits
 //!
 //! A worker that rang for nothing is not heard for [`HUSHED`], for twice as long each time running, up to [`LONGEST`], or
-//! [`SEEKING`] where somebody could help; others are. After its ring there are at most a look at once, one [`AGAIN`] later
+//! [`SEEKING`] where its queue is nearly hot and somebody could help; others are. After its ring there are at most a look at once, one [`AGAIN`] later
 //! or those at what was counted, one at what sharing measured, and one when it is heard again. So in the long run a worker
-//! that cannot be helped causes a few looks a second, and one that somebody could help some 90. One that was helped is not
+//! that cannot be helped causes a few looks a second, and one that somebody could help some 90. A worker that was helped is not
 //! heard for [`SETTLED`]: so a queue that has moved rests for 8 looks that are 3 ms apart at least.
 
 use std::time::{Duration, Instant};

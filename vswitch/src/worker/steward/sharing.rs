@@ -121,7 +121,8 @@ impl Sharing {
         // All are measured, also if one is found that loses its helper.
         let mut ends = None;
         for queue in queues {
-            let end = self.end(at, elapsed, queue, rooms);
+            let judge = ends.is_none();
+            let end = self.end(at, elapsed, queue, rooms, judge);
             ends = ends.or(end.map(|end| (queue.key, end)));
         }
         if let Some((key, end)) = ends {
@@ -149,6 +150,7 @@ impl Sharing {
         elapsed: Duration,
         queue: &Queue,
         rooms: &[Room],
+        judge: bool,
     ) -> Option<End> {
         if queue.asked == Asked::On {
             self.gains.asked(queue.key);
@@ -162,6 +164,7 @@ impl Sharing {
             stands: owner.is_some_and(|owner| owner.standing),
         };
         let Some(helper) = queue.helper else {
+            self.gains.end(queue.key);
             sample.stands &= queue.load > HOT;
             if queue.may_be_shared() {
                 self.gains.alone(queue.key, at, owner?.core, sample);
@@ -171,43 +174,74 @@ impl Sharing {
         let looks = self.looks.entry(queue.key).or_default();
         *looks += 1;
         let looks = *looks;
-        let pair = owner.zip(room(rooms, helper.worker));
-        let pair = pair.map(|(owner, helps)| self::pair(owner, helps));
-        let measured = pair.and_then(|pair| self.gains.shared(queue.key, at, pair, sample));
+        let helps = room(rooms, helper.worker);
+        let pair = owner.zip(helps).map(|(owner, helps)| pair(owner, helps));
+        let measured = pair.and_then(|pair| {
+            let end = self.gains.shared(queue.key, at, pair, sample, judge);
+            // The operator asked for it, and does not any longer.
+            let is_new = looks > PATIENCE && sample.stands && !self.gains.knows(queue.key);
+            let new = || End::Check("what a helper gains is measured".to_owned());
+            let end = end.or_else(|| is_new.then(new));
+            // Who is measured alone is to get that helper back.
+            let comes_back = helps.is_some_and(|helps| helps.load < ROOM);
+            end.filter(|end| comes_back || matches!(end, End::Rest(_)))
+        });
         over(queue, helper, looks, rooms)
             .map(End::Rest)
             .or(measured)
     }
 
-    /// Finds a helper for a queue that needs one.
-    fn begin(&mut self, at: Duration, queues: &[Queue], rooms: &[Room]) -> Option<Wish> {
+    /// Whether a queue that fills its worker, or is about to, would be given a helper.
+    pub(super) fn has_hope(
+        &self,
+        at: Duration,
+        queue: &Queue,
+        queues: &[Queue],
+        rooms: &[Room],
+    ) -> bool {
+        queue.load > COOL && self.helpers(at, queue, queues, rooms).is_some()
+    }
+
+    /// A queue's owner, and those that could help with it now.
+    fn helpers<'a>(
+        &'a self,
+        at: Duration,
+        queue: &'a Queue,
+        queues: &'a [Queue],
+        rooms: &'a [Room],
+    ) -> Option<(&'a Room, impl Iterator<Item = &'a Room> + Clone)> {
         let engaged = |worker: usize| {
             let mut shared = queues.iter().filter(|queue| queue.helper.is_some());
             shared.any(|q| q.owner == worker || q.helper.is_some_and(|h| h.worker == worker))
         };
-        for queue in queues {
-            let is_hot = queue.load > HOT
-                && queue.may_be_shared()
-                && !self.resting.contains_key(&queue.key)
-                && !engaged(queue.owner);
-            let owner = room(rooms, queue.owner).filter(|owner| owner.standing && is_hot);
-            let Some(owner) = owner else {
+        let may = queue.may_be_shared()
+            && !self.resting.contains_key(&queue.key)
+            && !engaged(queue.owner);
+        let owner = room(rooms, queue.owner).filter(|_| may)?;
+        let others = rooms
+            .iter()
+            .filter(|room| room.worker != queue.owner && room.node == owner.node)
+            .filter(move |room| room.load < ROOM && !engaged(room.worker))
+            .filter(move |room| !self.gains.is_vain(queue.key, at, pair(owner, room)));
+        others.clone().next().map(|_| (owner, others))
+    }
+
+    /// Finds a helper for a queue that needs one.
+    fn begin(&mut self, at: Duration, queues: &[Queue], rooms: &[Room]) -> Option<Wish> {
+        for queue in queues.iter().filter(|queue| queue.load > HOT) {
+            let Some((owner, others)) = self.helpers(at, queue, queues, rooms) else {
                 continue;
             };
-            let others = rooms
-                .iter()
-                .filter(|room| room.worker != queue.owner && room.node == owner.node)
-                .filter(|room| room.load < ROOM && !engaged(room.worker))
-                .filter(|room| !self.gains.is_vain(queue.key, at, pair(owner, room)));
             let was_vain = |room: &Room| self.gains.was_vain(queue.key, pair(owner, room));
-            let Some(helper) = best(owner, others, was_vain) else {
+            let helper = best(owner, others, was_vain).filter(|_| owner.standing);
+            let Some((&owner, &helper)) = Some(owner).zip(helper) else {
                 continue;
             };
             if self.gains.rate(queue.key).is_none() {
                 self.doubts = true;
                 continue;
             }
-            self.gains.begin(queue.key, pair(owner, helper));
+            self.gains.begin(queue.key, pair(&owner, &helper));
             let why = format!(
                 "it alone takes {:.0} % of worker {}, with {} bytes a frame; worker {} is at {:.0} %{}",
                 queue.load * 100.0,

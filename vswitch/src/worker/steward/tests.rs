@@ -195,26 +195,39 @@ impl World {
 
     /// One queue, which can be shared, and gives nothing yet. Workers without a queue sleep.
     fn lone(duties: Duties, count: u32) -> Self {
+        World::with_rings(duties, count, 1)
+    }
+
+    /// So many queues which can be shared, with a worker each, and give nothing yet.
+    fn with_rings(duties: Duties, count: u32, rings: u16) -> Self {
         let port = PortRef {
             index: PortIndex(0),
             incarnation: 1,
         };
-        let key = QueueKey { port, queue: 0 };
         // One that does not sleep does not say that it does.
         let workers = workers_with(count, BusyPoll::Always, one_port(port, count));
-        let ring = Input::Guest(Box::new(silent_ring()));
-        let owner = workers.attach(key, ring, None).unwrap();
-        while workers.list()[owner].vitals.read().asleep {
-            std::thread::yield_now();
+        for worker in 0..usize::from(rings) {
+            workers.rest(worker, false);
         }
-        let fake = Fake {
-            key,
-            owner,
-            vitals: Arc::clone(&workers.queues()[0].vitals),
-            load: 0.0,
-            len: LARGE,
+        let add = |queue| {
+            let key = QueueKey { port, queue };
+            let ring = Input::Guest(Box::new(silent_ring()));
+            let owner = workers.attach(key, ring, None).unwrap();
+            while workers.list()[owner].vitals.read().asleep {
+                std::thread::yield_now();
+            }
+            let queues = workers.queues();
+            let seen = queues.iter().find(|queue| queue.key == key);
+            Fake {
+                key,
+                owner,
+                vitals: Arc::clone(&seen.unwrap().vitals),
+                load: 0.0,
+                len: LARGE,
+            }
         };
-        World::of(duties, workers, vec![fake])
+        let queues = (0..rings).map(add).collect();
+        World::of(duties, workers, queues)
     }
 
     fn of(duties: Duties, workers: Arc<Workers>, queues: Vec<Fake>) -> Self {
@@ -434,6 +447,41 @@ fn who_cannot_be_helped_causes_few_looks() {
         assert!(seconds[0] <= 4 * 9 * 4 + others, "{seconds:?}");
         let later = &seconds[2..];
         assert!(later.iter().all(|n| *n <= 4 * 4 + others), "{seconds:?}");
+    }
+}
+
+/// The same, and any of them could be helped if somebody had room.
+#[test]
+fn who_finds_no_helper_causes_few_looks() {
+    let mut world = World::with_rings(SHARE, 4, 4);
+    for owner in 0..4 {
+        world.load(owner, 1.3);
+    }
+    let seconds: Vec<_> = (0..5).map(|_| world.run(Duration::from_secs(1))).collect();
+    println!("looks by second: {seconds:?}");
+    assert!(seconds[2..].iter().all(|n| *n <= 4 * 4 + 20), "{seconds:?}");
+    // And one is helped when another has room, a second later at most.
+    world.load(3, 0.1);
+    let time = world.run_to_share();
+    assert!(time < Duration::from_millis(1200), "{time:?}");
+}
+
+/// A queue that has lost its helper is let alone for a while, and nobody looks whether it could have one.
+#[test]
+fn who_may_not_have_a_helper_yet_causes_few_looks() {
+    let mut world = World::lone(SHARE, 2);
+    let owner = world.queues[0].owner;
+    world.load(owner, 1.3);
+    world.run_to_share();
+    // Before it is known what that gains its frames are short.
+    world.queues[0].len = 64;
+    world.run(Duration::from_millis(500));
+    assert!(world.workers.queues()[0].helper.is_none());
+    for len in [64, LARGE] {
+        world.queues[0].len = len;
+        let seconds: Vec<_> = (0..2).map(|_| world.run(Duration::from_secs(1))).collect();
+        println!("{len} bytes, looks by second: {seconds:?}");
+        assert!(seconds[1] <= 2 * 4 + 4, "{seconds:?}");
     }
 }
 

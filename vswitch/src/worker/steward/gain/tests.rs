@@ -50,6 +50,7 @@ impl Run {
     fn alone(&mut self, samples: impl IntoIterator<Item = Sample>) {
         for sample in samples {
             self.at += sample.elapsed;
+            self.gains.end(key(0));
             self.gains.alone(key(0), self.at, OURS.owner, sample);
         }
     }
@@ -57,7 +58,7 @@ impl Run {
     fn shared(&mut self, samples: impl IntoIterator<Item = Sample>) -> Option<End> {
         let mut looks = samples.into_iter().map(|sample| {
             self.at += sample.elapsed;
-            self.gains.shared(key(0), self.at, OURS, sample)
+            self.gains.shared(key(0), self.at, OURS, sample, true)
         });
         let end = looks.find_map(|end| end);
         assert!(looks.next().is_none(), "{end:?} was said too early");

@@ -321,22 +321,102 @@ fn a_helper_that_gains_stays_but_for_a_moment_at_times() {
     assert_eq!(world.queue.helper.map(|h| h.worker), Some(1));
 }
 
+/// It is asked for no longer: it is measured like any other, and loses its helper.
+fn is_judged(made: &[(Duration, Wish)]) {
+    let [
+        (_, Wish::Alone(_, check)),
+        (_, Wish::Share(..)),
+        (_, Wish::Alone(_, end)),
+        ..,
+    ] = made
+    else {
+        panic!("{made:?}");
+    };
+    assert!(
+        check.contains("is measured") && end.contains("gains nothing"),
+        "{made:?}"
+    );
+}
+
 #[test]
 fn who_is_asked_for_stays_whatever_is_gained() {
     let mut world = World::new(|_| 0.7);
     world.queue.asked = Asked::On;
     world.queue.helper = helper_of(1);
     assert_eq!(world.run(Duration::from_secs(20)), []);
-    // Nobody knows what the queue did alone.
     world.queue.asked = Asked::Auto;
-    assert_eq!(world.run(Duration::from_secs(20)), []);
+    is_judged(&world.run(Duration::from_secs(4)));
     // It is asked for while it is being tried.
     let mut world = World::new(|_| 0.7);
     assert!(matches!(world.run(LOOK * 5)[..], [(_, Wish::Share(..))]));
     world.queue.asked = Asked::On;
     assert_eq!(world.run(Duration::from_secs(20)), []);
     world.queue.asked = Asked::Auto;
+    is_judged(&world.run(Duration::from_secs(4)));
+}
+
+#[test]
+fn who_helps_stays_while_it_could_not_come_back() {
+    let mut world = World::new(|_| 1.3);
+    assert!(matches!(world.run(LOOK * 5)[..], [(_, Wish::Share(..))]));
+    world.rooms[1].load = 0.5;
     assert_eq!(world.run(Duration::from_secs(20)), []);
+    world.rooms[1].load = 0.1;
+    assert!(matches!(world.run(LOOK)[..], [(_, Wish::Alone(..))]));
+}
+
+#[test]
+fn a_try_that_ends_early_is_no_reason_to_hurry() {
+    for asked in [Asked::Auto, Asked::Off] {
+        let mut world = World::new(|_| 1.3);
+        assert!(matches!(world.run(LOOK * 4)[..], [(_, Wish::Share(..))]));
+        assert!(world.sharing.is_measuring());
+        // It is alone, and nothing that could be shared any longer.
+        (world.queue.helper, world.queue.asked) = (None, asked);
+        (world.queue.bytes, world.queue.load) = (world.queue.frames * 64, 0.5);
+        world.run(LOOK);
+        assert!(!world.sharing.is_measuring(), "{asked:?}");
+    }
+}
+
+#[test]
+fn of_several_that_gain_nothing_each_is_judged_once() {
+    let mut sharing = Sharing::default();
+    let rooms = [0.98, 0.0, 0.98, 0.0];
+    let rooms = [0, 1, 2, 3].map(|n| Room {
+        standing: n % 2 == 0,
+        ..room(n, rooms[n])
+    });
+    let mut queues = [0, 2].map(|owner| Queue {
+        key: key(owner as u16),
+        owner,
+        ..hot()
+    });
+    let mut ended = Vec::new();
+    for n in 1..60 {
+        match sharing.look(LOOK * n, LOOK, &queues, &rooms) {
+            Some(Wish::Share(key, helper, _)) => {
+                let queue = queues.iter_mut().find(|queue| queue.key == key);
+                queue.unwrap().helper = helper_of(helper);
+            }
+            Some(Wish::Alone(key, _)) => {
+                let queue = queues.iter_mut().find(|queue| queue.key == key);
+                queue.unwrap().helper = None;
+                ended.push(LOOK * n);
+            }
+            None => {}
+        }
+    }
+    let [_, last] = ended[..] else {
+        panic!("{ended:?}");
+    };
+    for n in 60..400 {
+        if sharing.look(LOOK * n, LOOK, &queues, &rooms).is_some() {
+            assert!(LOOK * n <= last + REST + LOOK, "it was in vain once");
+            return;
+        }
+    }
+    panic!("nobody was tried again");
 }
 
 #[test]
