@@ -1,10 +1,12 @@
 use arc_swap::ArcSwap;
+use vswitch_flowtable::balance::Node;
 use vswitch_packet::Accepts;
 use vswitch_simguest::driver::{Notifier, TxOptions, TxQueue};
 use vswitch_simguest::memory::{Layout, Memory};
 use vswitch_vhost::memory::{GuestAddr, GuestMemory, Region, RegionSpec, UserAddr};
 use vswitch_vhost::{QueuePair, Standalone, TxRing, features};
 
+use super::scaling::help;
 use super::*;
 use crate::forward::fdb::FdbWriter;
 use crate::forward::learn::LearnMailbox;
