@@ -31,12 +31,6 @@ impl Handed {
         self.fds.extend(fds);
     }
 
-    pub(super) fn truncate(&mut self, count: usize) {
-        for fd in self.fds.drain(count.min(self.fds.len())..) {
-            dispose(fd, &self.custody);
-        }
-    }
-
     pub(super) fn len(&self) -> usize {
         self.fds.len()
     }
@@ -89,7 +83,9 @@ impl Handed {
 
 impl Drop for Handed {
     fn drop(&mut self) {
-        self.truncate(0);
+        for fd in self.fds.drain(..) {
+            dispose(fd, &self.custody);
+        }
     }
 }
 
