@@ -1,14 +1,14 @@
 //! Descriptors as they come beside a message, before anybody knows what they are.
 //!
-//! Nothing is asked of one that could keep us waiting, not even its type, until the kernel has said who would answer. Those
-//! that turn out to be what they should be are used; all others go to the port's [`Custody`] to be closed.
+//! Nothing is asked of one that could keep us waiting, not even its type: only whether it has seals, and its name if it is to
+//! be an event. All else is asked, and all but files in memory are closed, by the port's [`Custody`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::custody::Custody;
-use crate::memory::{MemoryFiles, OriginError, Step, by_device, by_mount, has_seals};
+use crate::memory::{MemoryFiles, OriginError, has_seals, is_local};
 
 /// What the kernel calls an eventfd. Names of files begin with a slash.
 const EVENT_FD: &str = "anon_inode:[eventfd]";
@@ -67,11 +67,9 @@ impl Handed {
         index: usize,
         allowed: MemoryFiles,
     ) -> Result<BorrowedFd<'_>, OriginError> {
-        if allowed == MemoryFiles::Local
-            && let Step::May = by_mount(&self.fds[index])?
-        {
+        if allowed == MemoryFiles::Local && !has_seals(&self.fds[index]) {
             let fd = self.fds.remove(index);
-            let Some((fd, answer)) = self.custody.ask(fd, |fd| by_device(fd)) else {
+            let Some((fd, answer)) = self.custody.ask(fd, |fd| is_local(fd)) else {
                 return Err(OriginError::Silent);
             };
             self.fds.insert(index, fd);
