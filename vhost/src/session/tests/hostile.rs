@@ -129,8 +129,9 @@ fn memory_that_nobody_vouches_for_is_refused_by_name() {
     let spec = front.guest.spec(0, 0x1000);
     let proc = File::open("/proc/self/status").unwrap();
     let (pipe, _other) = pipe();
+    let watch = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
     let (body, fd) = (region(&spec, 0), &front.guest.file);
-    for bad in [&proc as &dyn AsFd, &pipe] {
+    for bad in [&proc as &dyn AsFd, &pipe, &watch] {
         assert_eq!(front.ask(R::ADD_MEM_REG, &body, &[bad]), 1);
         let both = table(&[spec, front.guest.spec(0x1000, 0x1000)]);
         assert_eq!(front.ask(R::SET_MEM_TABLE, &both, &[fd, bad]), 1);
@@ -173,6 +174,9 @@ fn a_port_with_too_much_that_cannot_be_closed_ends_its_sessions() {
     front.send(R::GET_FEATURES, &[], &[]);
     assert!(matches!(front.ended().end, SessionEnd::Stuck));
     drop(go);
+    while custody.is_full() {
+        std::thread::yield_now();
+    }
     let mut next = Front::connect_to(config(), custody);
     hello(&mut next);
     next.leave();
