@@ -109,6 +109,16 @@ impl Custody {
         answer.recv_timeout(PATIENCE).ok()
     }
 
+    #[cfg(test)]
+    pub(crate) fn hold_up_for_tests(&self, errand: impl FnOnce() + Send + 'static) {
+        self.send(Box::new(errand));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn held_for_tests(&self) -> usize {
+        self.0.desk().held
+    }
+
     fn send(&self, errand: Errand) {
         let mut desk = self.0.desk();
         desk.waiting.push_back(errand);

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::custody::Custody;
+use crate::event::Event;
 use crate::memory::{MemoryFiles, OriginError, has_seals, is_local};
 
 /// What the kernel calls an eventfd. Names of files begin with a slash.
@@ -40,7 +41,7 @@ impl Handed {
     }
 
     /// The only one, if it is an eventfd. It is made non-blocking.
-    pub(super) fn into_event(mut self) -> Result<OwnedFd, String> {
+    pub(super) fn into_event(mut self) -> Result<Event, String> {
         self.only()?;
         if !is_event(&self.fds[0]) {
             return Err("its descriptor is not an eventfd".to_owned());
@@ -48,7 +49,7 @@ impl Handed {
         let error = |errno: rustix::io::Errno| errno.to_string();
         let flags = fcntl_getfl(&self.fds[0]).map_err(error)?;
         fcntl_setfl(&self.fds[0], flags | OFlags::NONBLOCK).map_err(error)?;
-        Ok(self.fds.remove(0))
+        Ok(Event::handed(self.fds.remove(0), &self.custody))
     }
 
     /// That there is one and no other.
@@ -87,16 +88,16 @@ impl Drop for Handed {
     }
 }
 
-/// Closes it here if that waits for nobody.
+/// Closes it here if that waits for nobody. No epoll can watch a file in memory.
 fn dispose(fd: OwnedFd, custody: &Custody) {
-    if has_seals(&fd) || is_event(&fd) {
+    if has_seals(&fd) {
         drop(fd);
     } else {
         custody.close(fd);
     }
 }
 
-/// By its name, which asks nobody: writing to one never waits once it is non-blocking, nor does closing it.
+/// By its name, which asks nobody: writing to one never waits once it is non-blocking.
 fn is_event(fd: &OwnedFd) -> bool {
     let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     name.is_ok_and(|name| name.as_os_str() == EVENT_FD)
