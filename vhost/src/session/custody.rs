@@ -7,20 +7,27 @@
 //!
 //! A [`Custody`] belongs to a port. What goes into it is dealt with by a thread of its own, one after the other; the thread
 //! is there while there is something to do, and nobody waits for it long: not at all once it has been stuck for
-//! [`PATIENCE`]. What comes behind waits, and when [`MOST`] have gathered the port takes neither messages nor connections until a server answers or ends: a front-end
-//! that does this has harmed its own port.
+//! [`PATIENCE`]. What comes behind waits, and when [`MOST`] have gathered, or [`MOST_OF_ALL`] in all ports, the port takes neither messages nor connections until a
+//! server answers or ends: a front-end that does this has harmed its own port.
 //!
 //! The process cannot end for as long as the kernel waits for such a server.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Descriptors in custody at which a port takes no more.
 pub(super) const MOST: usize = 64;
+
+/// The same over all ports of the process, those that are gone among them. Then ports that hold some take no more.
+const MOST_OF_ALL: usize = 1024;
+
+/// As many are held over all ports.
+static HELD: AtomicUsize = AtomicUsize::new(0);
 
 /// How long an answer, or room, is waited for: long for a kernel, short for whoever waits for the session.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,9 +58,15 @@ struct Desk {
     complained: bool,
 }
 
+/// Whether a port with `held` descriptors may take more, if there are `of_all`. One that holds none is in nobody's way: others
+/// must not be able to shut it.
+fn has_room(held: usize, of_all: usize) -> bool {
+    held < MOST && (held == 0 || of_all < MOST_OF_ALL)
+}
+
 impl Desk {
     fn has_room(&self) -> bool {
-        self.held < MOST
+        has_room(self.held, HELD.load(Ordering::Relaxed))
     }
 
     /// Somebody has waited long enough for what is being dealt with.
@@ -123,6 +136,7 @@ impl Custody {
         let mut desk = self.0.desk();
         desk.waiting.push_back(errand);
         desk.held += 1;
+        HELD.fetch_add(1, Ordering::Relaxed);
         drop(desk);
         self.staff();
     }
@@ -165,6 +179,7 @@ impl Shared {
             desk = self.desk();
             desk.since = None;
             desk.held -= 1;
+            HELD.fetch_sub(1, Ordering::Relaxed);
             self.done.notify_all();
         }
         desk.working = false;
@@ -210,6 +225,13 @@ mod tests {
             assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0));
             assert!(is_empty(&custody));
         }
+    }
+
+    #[test]
+    fn a_port_is_full_by_itself_or_with_all_others() {
+        assert!(has_room(MOST - 1, MOST - 1) && !has_room(MOST, MOST));
+        assert!(has_room(1, MOST_OF_ALL - 1) && !has_room(1, MOST_OF_ALL));
+        assert!(has_room(0, usize::MAX));
     }
 
     #[test]
