@@ -14,8 +14,8 @@
 //!    Before Linux 5.8 `fdinfo` names it.
 //! 3. A front-end in a mount namespace of its own, as libvirt's QEMU is, has mounts that are not in our list; nor has it if
 //!    the switch is in one, as by its systemd unit. Then the device stands for the file system.
-//! 4. Subvolumes of btrfs have devices that are in no list. `fstatfs` tells that they are btrfs's, and so does the type of
-//!    their file handles (`name_to_handle_at`). Either is btrfs's own code speaking: what is laid over it has another type.
+//! 4. Subvolumes of btrfs have devices that are in no list. The type of their file handles (`name_to_handle_at`, made up by the
+//!    kernel) is one that few others use, and `fstatfs` names btrfs.
 //!
 //! What is not known after them is not accepted.
 //!
@@ -161,9 +161,9 @@ fn named_by_fdinfo(file: impl AsFd) -> Result<Option<u64>, OriginError> {
 }
 
 fn is_btrfs(file: impl AsFd) -> bool {
-    // As wide as the system's type for it: the number is of 32 bits, whatever its sign.
-    fstatfs(&file).is_ok_and(|status| status.f_type as u32 == BTRFS)
-        && handle_type(file).is_some_and(|kind| BTRFS_HANDLES.contains(&kind))
+    // The handle first, which FUSE makes up without its server. The type of a file system is 32 bits, whatever its sign.
+    handle_type(&file).is_some_and(|kind| BTRFS_HANDLES.contains(&kind))
+        && fstatfs(file).is_ok_and(|status| status.f_type as u32 == BTRFS)
 }
 
 /// Whether a file is in memory: a memfd, or on tmpfs or hugetlbfs. Asks nobody, and closing such a file asks nobody either.
