@@ -75,6 +75,13 @@ impl Desk {
     }
 }
 
+/// What no thread could be had for is closed with the port.
+impl Drop for Desk {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.held, Ordering::Relaxed);
+    }
+}
+
 impl Custody {
     /// Closes a descriptor, some time.
     pub fn close(&self, fd: impl Into<OwnedFd>) {
