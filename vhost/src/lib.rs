@@ -25,6 +25,7 @@
 
 #![deny(unsafe_code)]
 
+mod event;
 pub mod features;
 #[allow(
     unsafe_code,

@@ -5,12 +5,13 @@
 mod packed;
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::event::Event;
 use crate::memory::{GuestAddr, GuestMemory, Region, RegionSpec, UserAddr};
 pub(crate) use packed::PackedQueue;
 
@@ -185,12 +186,13 @@ impl Queue {
     }
 }
 
-pub(crate) fn event() -> Arc<OwnedFd> {
-    Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+pub(crate) fn event() -> Arc<Event> {
+    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    Arc::new(Event::from(fd))
 }
 
 /// How often an eventfd was written since the last look.
-pub(crate) fn count(fd: &OwnedFd) -> u64 {
+pub(crate) fn count(fd: impl AsFd) -> u64 {
     let mut bytes = [0; 8];
     match rustix::io::read(fd, &mut bytes) {
         Ok(_) => u64::from_ne_bytes(bytes),

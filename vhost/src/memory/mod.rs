@@ -40,7 +40,7 @@ pub use table::{
 
 pub(crate) use copy::copy_short;
 pub(crate) use hint::{LINE, prefetch_read, prefetch_write};
-pub(crate) use origin::{Step, by_device, by_mount, has_seals};
+pub(crate) use origin::{has_seals, is_local};
 pub(crate) use piece::Span;
 pub(crate) use sum::copy_summing;
 pub(crate) use table::{Unmapped, Window};

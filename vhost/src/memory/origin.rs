@@ -4,18 +4,20 @@
 //! provides the page. That is the kernel alone for files in memory and on local disks. It is a process for files on FUSE,
 //! another machine for files on a network: a front-end that chooses such a file decides when a worker goes on, or whether.
 //!
-//! Nor may the questions wait: `fstat`, `fstatfs` and `close` of a file on FUSE do, uninterruptibly at worst. So:
+//! The questions may wait as well: `fstat`, `fstatfs` and `close` of a file on FUSE do, uninterruptibly at worst, and what
+//! `/proc/self/fdinfo` says of an epoll or a tun takes locks that its owner may never give back. So one is asked by whoever
+//! comes along ([`has_seals`]), and all others by a thread that may wait ([`is_local`]):
 //!
 //! 1. Seals (`F_GET_SEALS`) are kept by the kernel for files on tmpfs and hugetlbfs, memfds among them, and for no others.
-//! 2. `/proc/self/fdinfo` names the mount that a file was opened through, and `/proc/self/mountinfo` what is mounted
-//!    there. The number of a mount is nobody else's while a file on it is open. Neither asks the file system anything.
-//! 3. A front-end in a mount namespace of its own, as libvirt's QEMU is, has mounts that are not in our list. Then the
-//!    device stands for the file system: `statx` with `AT_STATX_DONT_SYNC`, which FUSE answers from what it knows.
-//! 4. Subvolumes of btrfs have devices that are in no list. Their file handles (`name_to_handle_at`, made up by the kernel)
-//!    are of a type that no other file system uses.
+//! 2. `statx` with `AT_STATX_DONT_SYNC`, which FUSE answers from what it knows, names the mount that a file was opened through,
+//!    and `/proc/self/mountinfo` what is mounted there. The number of a mount is nobody else's while a file on it is open.
+//!    Before Linux 5.8 `fdinfo` names it.
+//! 3. A front-end in a mount namespace of its own, as libvirt's QEMU is, has mounts that are not in our list; nor has it if
+//!    the switch is in one, as by its systemd unit. Then the device stands for the file system.
+//! 4. Subvolumes of btrfs have devices that are in no list. The type of their file handles (`name_to_handle_at`, made up by the
+//!    kernel) is one that few others use, and `fstatfs` names btrfs.
 //!
-//! The last two look the file up again, for which NFS and 9p may ask their servers, so they are for a thread that may wait
-//! ([`Step::May`]). What is not known after them is not accepted.
+//! What is not known after them is not accepted.
 //!
 //! The list is of what is accepted, because a file system that is missing there costs its user a line of configuration,
 //! while one too many costs the host's other guests their network. It names no file system that is laid over others
@@ -23,10 +25,10 @@
 
 use std::ffi::{c_int, c_uint};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
 
-use rustix::fs::{AtFlags, FileType, StatxFlags, fcntl_get_seals, fstat, statx};
+use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, fcntl_get_seals, fstat, fstatfs, statx};
 
 /// Which files are accepted as a guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -90,47 +92,78 @@ const LOCAL: [&str; 14] = [
     "zfs",
 ];
 
-/// Types of file handles that are btrfs's: `FILEID_BTRFS_*` in `include/linux/exportfs.h`.
+/// `BTRFS_SUPER_MAGIC`.
+const BTRFS: u32 = 0x9123_683e;
+
+/// Types of file handles that btrfs makes: `FILEID_BTRFS_*` in `include/linux/exportfs.h`. Ceph makes some of these numbers
+/// as well.
 const BTRFS_HANDLES: std::ops::RangeInclusive<c_int> = 0x4d..=0x4f;
 
-/// How far it has been found out.
-#[derive(Debug)]
-pub(crate) enum Step {
-    /// The kernel alone provides its pages.
-    Accepted,
-    /// Only [`by_device`] can tell, which may wait.
-    May,
-}
-
-/// Steps 1 and 2, which ask nobody and do not wait.
-pub(crate) fn by_mount(file: impl AsFd) -> Result<Step, OriginError> {
-    if has_seals(&file) {
-        return Ok(Step::Accepted);
-    }
-    let info = read(&format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()))?;
-    let mounts = read("/proc/self/mountinfo")?;
-    let mut mounts = mounts.split(|byte| *byte == b'\n').filter_map(Mount::parse);
-    let mount = mount_of(&info).and_then(|id| mounts.find(|mount| mount.id == id));
-    match mount {
-        Some(mount) => judge(&mount.kind, file).map(|()| Step::Accepted),
-        None => Ok(Step::May),
-    }
-}
-
-/// Steps 3 and 4: whoever serves the file may be asked, and keep us waiting.
-pub(crate) fn by_device(file: impl AsFd) -> Result<(), OriginError> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let status = statx(&file, c"", flags, StatxFlags::empty()).map_err(system)?;
-    let device = (status.stx_dev_major, status.stx_dev_minor);
-    let mounts = read("/proc/self/mountinfo")?;
-    let mut mounts = mounts.split(|byte| *byte == b'\n').filter_map(Mount::parse);
-    match mounts.find(|mount| mount.device == device) {
-        Some(mount) => judge(&mount.kind, file),
-        None if handle_type(&file).is_some_and(|kind| BTRFS_HANDLES.contains(&kind)) => {
-            judge("btrfs", file)
-        }
+/// Whether the kernel alone provides a file's pages: steps 2 to 4. Whoever serves the file may be asked, and keep us waiting.
+pub(crate) fn is_local(file: impl AsFd) -> Result<(), OriginError> {
+    let place = Place::of(&file)?;
+    match kind_of(&place)? {
+        Some(kind) => judge(&kind, file),
+        None if is_btrfs(&file) => judge("btrfs", file),
         None => Err(OriginError::Unknown),
     }
+}
+
+/// What is mounted there, if it is in our list of mounts.
+fn kind_of(place: &Place) -> Result<Option<String>, OriginError> {
+    let mounts = fs::read("/proc/self/mountinfo").map_err(OriginError::System)?;
+    let mounts = || mounts.split(|byte| *byte == b'\n').filter_map(Mount::parse);
+    let found = mounts()
+        .find(|mount| Some(mount.id) == place.mount)
+        .or_else(|| mounts().find(|mount| mount.device == place.device));
+    Ok(found.map(|mount| mount.kind))
+}
+
+/// Where a file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    mount: Option<u64>,
+    device: (u32, u32),
+}
+
+impl Place {
+    fn of(file: impl AsFd) -> Result<Self, OriginError> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let status = statx(&file, c"", flags, StatxFlags::MNT_ID).map_err(system)?;
+        let Statx {
+            stx_mask: mask,
+            stx_mnt_id: mount,
+            stx_dev_major: major,
+            stx_dev_minor: minor,
+            ..
+        } = status;
+        let named = StatxFlags::from_bits_retain(mask).contains(StatxFlags::MNT_ID);
+        Ok(Self {
+            mount: if named {
+                Some(mount)
+            } else {
+                named_by_fdinfo(file)?
+            },
+            device: (major, minor),
+        })
+    }
+}
+
+fn named_by_fdinfo(file: impl AsFd) -> Result<Option<u64>, OriginError> {
+    /// The kernel's lines come first; those of the file may be any number.
+    const ENOUGH: u64 = 256;
+    let path = format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd());
+    let mut info = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(ENOUGH).read_to_end(&mut info))
+        .map_err(OriginError::System)?;
+    Ok(mount_of(&info))
+}
+
+fn is_btrfs(file: impl AsFd) -> bool {
+    // The handle first, which FUSE makes up without its server. The type of a file system is 32 bits, whatever its sign.
+    handle_type(&file).is_some_and(|kind| BTRFS_HANDLES.contains(&kind))
+        && fstatfs(file).is_ok_and(|status| status.f_type as u32 == BTRFS)
 }
 
 /// Whether a file is in memory: a memfd, or on tmpfs or hugetlbfs. Asks nobody, and closing such a file asks nobody either.
@@ -152,10 +185,6 @@ fn judge(kind: &str, file: impl AsFd) -> Result<(), OriginError> {
 
 fn system(error: rustix::io::Errno) -> OriginError {
     OriginError::System(error.into())
-}
-
-fn read(path: &str) -> Result<Vec<u8>, OriginError> {
-    fs::read(path).map_err(OriginError::System)
 }
 
 /// The mount in a descriptor's `fdinfo`. What the file itself has to say comes behind it.
@@ -233,46 +262,59 @@ mod tests {
     #[test]
     fn memfds_are_memory_whatever_may_be_done_to_them() {
         use rustix::fs::{MemfdFlags, memfd_create};
-        assert!(matches!(by_mount(memfd()), Ok(Step::Accepted)));
+        assert!(has_seals(memfd()));
         let sealable = memfd_create("sealed", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING);
-        assert!(matches!(by_mount(sealable.unwrap()), Ok(Step::Accepted)));
+        assert!(has_seals(sealable.unwrap()));
     }
 
     #[test]
     fn files_on_disk_are_known_by_mount_and_by_device() {
-        let kinds = |wanted: (u32, u32)| {
-            let mounts = fs::read("/proc/self/mountinfo").unwrap();
-            let mounts = mounts.split(|byte| *byte == b'\n').filter_map(Mount::parse);
-            let mut mounts = mounts.filter(move |mount| mount.device == wanted);
-            mounts.next().map(|mount| mount.kind)
-        };
         let file = tempfile::tempfile().unwrap();
-        let device = statx(&file, c"", AtFlags::EMPTY_PATH, StatxFlags::empty()).unwrap();
-        let Some(kind) = kinds((device.stx_dev_major, device.stx_dev_minor)) else {
-            // A subvolume, or not on a list: then nothing is known by device either.
+        let place = Place::of(&file).unwrap();
+        let by_mount = kind_of(&place).unwrap();
+        let no_mount = Place {
+            mount: None,
+            ..place
+        };
+        let by_device = kind_of(&no_mount).unwrap();
+        let Some(kind) = by_mount else {
+            // Not on our list of mounts: then nothing is known by device either.
             return;
         };
+        // A subvolume's device is on no list.
+        assert!(by_device.is_none_or(|by_device| by_device == kind));
         let local = LOCAL.contains(&kind.as_str());
-        assert_eq!(by_mount(&file).is_ok(), local, "{kind}");
-        assert_eq!(by_device(&file).is_ok(), local, "{kind}");
+        assert_eq!(is_local(&file).is_ok(), local, "{kind}");
+    }
+
+    #[test]
+    fn both_ways_name_the_same_mount() {
+        let file = fs::File::open("/proc/self/status").unwrap();
+        let place = Place::of(&file).unwrap();
+        let by_fdinfo = named_by_fdinfo(&file).unwrap();
+        assert!(by_fdinfo.is_some());
+        assert_eq!(place.mount, by_fdinfo);
+        assert_eq!(kind_of(&place).unwrap().as_deref(), Some("proc"));
     }
 
     #[test]
     fn what_is_no_file_of_a_known_file_system_is_refused() {
         let proc = fs::File::open("/proc/self/status").unwrap();
-        for judged in [by_mount(&proc).map(|_| ()), by_device(&proc)] {
-            assert!(matches!(judged, Err(OriginError::FileSystem(kind)) if kind == "proc"));
-        }
-        // Pipes are mounted nowhere.
+        assert!(matches!(is_local(&proc), Err(OriginError::FileSystem(kind)) if kind == "proc"));
+        // Pipes are mounted nowhere, and so are epolls.
         let (pipe, _other) = rustix::pipe::pipe().unwrap();
-        assert!(matches!(by_mount(&pipe), Ok(Step::May)));
-        assert!(matches!(by_device(&pipe), Err(OriginError::Unknown)));
+        let flags = rustix::event::epoll::CreateFlags::CLOEXEC;
+        let watch = rustix::event::epoll::create(flags).unwrap();
+        for fd in [pipe, watch] {
+            assert!(!has_seals(&fd) && !is_btrfs(&fd));
+            assert!(matches!(is_local(&fd), Err(OriginError::Unknown)));
+        }
     }
 
     #[test]
     fn devices_are_refused_where_their_file_is_accepted() {
         let null = fs::File::open("/dev/null").unwrap();
-        let refused = by_mount(&null).map(|_| ()).unwrap_err();
+        let refused = is_local(&null).unwrap_err();
         // In containers it may be on something else again.
         assert!(
             matches!(refused, OriginError::NotAFile | OriginError::FileSystem(_)),

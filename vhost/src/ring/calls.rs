@@ -4,7 +4,7 @@
 //! outside the lock if there is one. Without [`Settings`] of its own a ring calls once per burst.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -14,10 +14,11 @@ use vswitch_coalesce::{
 };
 
 use super::layout::{Layout, Position};
+use crate::event::Event;
 
 /// A call that is to be written: what the guest's interrupt hangs on, whoever has the ring by then.
 #[derive(Clone, Debug)]
-pub struct Call(pub(super) Arc<OwnedFd>);
+pub struct Call(pub(super) Arc<Event>);
 
 impl Call {
     /// Writes it.
@@ -31,7 +32,7 @@ impl Call {
 }
 
 /// Writes a call to this descriptor.
-pub(super) fn write(call: &OwnedFd) -> io::Result<()> {
+pub(super) fn write(call: impl AsFd) -> io::Result<()> {
     match rustix::io::write(call, &1u64.to_ne_bytes()) {
         Ok(_) | Err(Errno::AGAIN) => Ok(()),
         Err(error) => Err(error.into()),

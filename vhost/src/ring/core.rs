@@ -13,6 +13,7 @@ use super::calls::{self, Asked, Call, CallReport, Calls};
 use super::chain::{Direction, Spans, Walk};
 use super::layout::{Base, Chain, Layout, Position, RingAddresses};
 use super::{QueuePair, RingError};
+use crate::event::Event;
 use crate::features;
 use crate::memory::{GuestMemory, MemoryProbe, Window, poison_epoch};
 
@@ -55,8 +56,8 @@ pub(crate) struct Setup {
     pub(crate) base: Base,
     /// Acknowledged virtio features.
     pub(crate) features: u64,
-    pub(crate) kick: Option<Arc<OwnedFd>>,
-    pub(crate) call: Option<Arc<OwnedFd>>,
+    pub(crate) kick: Option<Arc<Event>>,
+    pub(crate) call: Option<Arc<Event>>,
     pub(crate) enabled: bool,
     pub(crate) trouble: Trouble,
 }
@@ -84,8 +85,8 @@ pub(super) struct Core<L> {
     memory: Arc<GuestMemory>,
     pub(super) header_len: usize,
     broken: Option<RingError>,
-    call: Option<Arc<OwnedFd>>,
-    kick: Option<Arc<OwnedFd>>,
+    call: Option<Arc<Event>>,
+    kick: Option<Arc<Event>>,
     addresses: RingAddresses,
     event_idx: bool,
     trouble: Trouble,
@@ -165,13 +166,13 @@ impl<L: Layout> Core<L> {
         self.ring.base(self.next)
     }
 
-    pub(super) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
+    pub(super) fn set_call(&mut self, call: Option<Arc<Event>>) {
         self.call = call;
         self.calls.reset();
         self.nudge();
     }
 
-    pub(super) fn set_kick(&mut self, kick: Option<Arc<OwnedFd>>) {
+    pub(super) fn set_kick(&mut self, kick: Option<Arc<Event>>) {
         self.kick = kick;
     }
 
@@ -433,7 +434,7 @@ impl<L: Layout> Core<L> {
     }
 
     fn write_call(&self) -> io::Result<()> {
-        self.call.as_ref().map_or(Ok(()), |call| calls::write(call))
+        self.call.as_ref().map_or(Ok(()), calls::write)
     }
 
     /// Calls the guest whatever it asked for; drivers accept a spurious call.
@@ -489,7 +490,7 @@ impl<L: Layout> Core<L> {
     }
 
     #[cfg(test)]
-    pub(super) fn call_for_tests(&self) -> Arc<OwnedFd> {
+    pub(super) fn call_for_tests(&self) -> Arc<Event> {
         self.call.clone().unwrap()
     }
 }

@@ -1,7 +1,7 @@
 //! The two directions over whichever layout was negotiated: decided once a burst, so that what runs per frame knows.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use vswitch_coalesce::{Action, Burst as News, Settings};
@@ -15,6 +15,7 @@ use super::rx::{Filling, Receive, RxError, RxFeatures};
 use super::split::SplitRing;
 use super::tx::{Transmit, TxBurst, TxScratch};
 use super::{QueuePair, RingError};
+use crate::event::Event;
 use crate::features;
 use crate::memory::{GuestMemory, MemoryProbe, Pieces};
 
@@ -218,7 +219,7 @@ impl TxRing {
         each!(Tx, &mut self.0, ring => ring.core.enabled = enabled);
     }
 
-    pub(crate) fn set_kick(&mut self, kick: Option<Arc<OwnedFd>>) {
+    pub(crate) fn set_kick(&mut self, kick: Option<Arc<Event>>) {
         each!(Tx, &mut self.0, ring => ring.core.set_kick(kick));
     }
 }
@@ -477,7 +478,7 @@ macro_rules! of_the_session {
                 each!($kind, &self.0, ring => ring.core.memory_probe())
             }
 
-            pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
+            pub(crate) fn set_call(&mut self, call: Option<Arc<Event>>) {
                 each!($kind, &mut self.0, ring => ring.core.set_call(call));
             }
 
@@ -495,7 +496,7 @@ macro_rules! of_the_session {
             }
 
             #[cfg(test)]
-            pub(crate) fn call_for_tests(&self) -> Arc<OwnedFd> {
+            pub(crate) fn call_for_tests(&self) -> Arc<Event> {
                 each!($kind, &self.0, ring => ring.core.call_for_tests())
             }
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::core::{Setup, Trouble};
 use super::layout::{Base, RingAddresses};
 use super::{QueuePair, RingError, RxRing, TxRing, packed, split};
+use crate::event::Event;
 use crate::features;
 use crate::memory::{GuestMemory, UserAddr};
 
@@ -57,6 +58,8 @@ impl Standalone {
         if !fits {
             return Err(StandaloneError::Size(self.size));
         }
+        let call = self.call.as_ref().map(|call| call.try_clone());
+        let call = call.transpose()?;
         // Both wrap counters of a packed ring begin with 1 (virtio 1.2, section 2.8.1).
         let base = if is_packed { 0x8000_8000 } else { 0 };
         Ok(Setup {
@@ -71,7 +74,7 @@ impl Standalone {
             base: Base::Claimed(base),
             features: self.features,
             kick: None,
-            call: self.call.clone(),
+            call: call.map(|fd| Arc::new(Event::from(fd))),
             enabled: true,
             trouble: Trouble::new()?,
         })

@@ -1,14 +1,15 @@
 //! Descriptors as they come beside a message, before anybody knows what they are.
 //!
-//! Nothing is asked of one that could keep us waiting, not even its type, until the kernel has said who would answer. Those
-//! that turn out to be what they should be are used; all others go to the port's [`Custody`] to be closed.
+//! Nothing is asked of one that could keep us waiting, not even its type: only whether it has seals, and its name if it is to
+//! be an event. All else is asked, and all but files in memory are closed, by the port's [`Custody`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::custody::Custody;
-use crate::memory::{MemoryFiles, OriginError, Step, by_device, by_mount, has_seals};
+use crate::event::Event;
+use crate::memory::{MemoryFiles, OriginError, has_seals, is_local};
 
 /// What the kernel calls an eventfd. Names of files begin with a slash.
 const EVENT_FD: &str = "anon_inode:[eventfd]";
@@ -31,12 +32,6 @@ impl Handed {
         self.fds.extend(fds);
     }
 
-    pub(super) fn truncate(&mut self, count: usize) {
-        for fd in self.fds.drain(count.min(self.fds.len())..) {
-            dispose(fd, &self.custody);
-        }
-    }
-
     pub(super) fn len(&self) -> usize {
         self.fds.len()
     }
@@ -46,7 +41,7 @@ impl Handed {
     }
 
     /// The only one, if it is an eventfd. It is made non-blocking.
-    pub(super) fn into_event(mut self) -> Result<OwnedFd, String> {
+    pub(super) fn into_event(mut self) -> Result<Event, String> {
         self.only()?;
         if !is_event(&self.fds[0]) {
             return Err("its descriptor is not an eventfd".to_owned());
@@ -54,7 +49,7 @@ impl Handed {
         let error = |errno: rustix::io::Errno| errno.to_string();
         let flags = fcntl_getfl(&self.fds[0]).map_err(error)?;
         fcntl_setfl(&self.fds[0], flags | OFlags::NONBLOCK).map_err(error)?;
-        Ok(self.fds.remove(0))
+        Ok(Event::handed(self.fds.remove(0), &self.custody))
     }
 
     /// That there is one and no other.
@@ -73,11 +68,9 @@ impl Handed {
         index: usize,
         allowed: MemoryFiles,
     ) -> Result<BorrowedFd<'_>, OriginError> {
-        if allowed == MemoryFiles::Local
-            && let Step::May = by_mount(&self.fds[index])?
-        {
+        if allowed == MemoryFiles::Local && !has_seals(&self.fds[index]) {
             let fd = self.fds.remove(index);
-            let Some((fd, answer)) = self.custody.ask(fd, |fd| by_device(fd)) else {
+            let Some((fd, answer)) = self.custody.ask(fd, |fd| is_local(fd)) else {
                 return Err(OriginError::Silent);
             };
             self.fds.insert(index, fd);
@@ -89,20 +82,22 @@ impl Handed {
 
 impl Drop for Handed {
     fn drop(&mut self) {
-        self.truncate(0);
+        for fd in self.fds.drain(..) {
+            dispose(fd, &self.custody);
+        }
     }
 }
 
-/// Closes it here if that waits for nobody.
+/// Closes it here if that waits for nobody. No epoll can watch a file in memory.
 fn dispose(fd: OwnedFd, custody: &Custody) {
-    if has_seals(&fd) || is_event(&fd) {
+    if has_seals(&fd) {
         drop(fd);
     } else {
         custody.close(fd);
     }
 }
 
-/// By its name, which asks nobody: writing to one never waits once it is non-blocking, nor does closing it.
+/// By its name, which asks nobody: writing to one never waits once it is non-blocking.
 fn is_event(fd: &OwnedFd) -> bool {
     let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     name.is_ok_and(|name| name.as_os_str() == EVENT_FD)

@@ -20,8 +20,8 @@ const VERSION: u32 = 0x1;
 const REPLY: u32 = 0x4;
 const NEED_REPLY: u32 = 0x8;
 
-/// Descriptors that one message of a socket can have: `SCM_MAX_FD` in the kernel. Those that do not fit the kernel closes
-/// while we wait.
+/// Descriptors that one read of a socket can bring: `SCM_MAX_FD` in the kernel. Those that do not fit the kernel closes while
+/// we wait.
 const SOCKET_FDS: usize = 253;
 
 /// A request, complete.
@@ -54,12 +54,12 @@ impl Message {
         if count == 0 {
             return Err(SessionEnd::Closed);
         }
+        let refuse = |what: String| Err(SessionEnd::NotVhostUser(what));
         if fds.len() > MAX_ATTACHED_FD_ENTRIES {
-            tracing::debug!(
-                "{} descriptors on one message; those after the first {MAX_ATTACHED_FD_ENTRIES} are closed",
+            return refuse(format!(
+                "a message with {} descriptors of files; {MAX_ATTACHED_FD_ENTRIES} is the limit",
                 fds.len()
-            );
-            fds.truncate(MAX_ATTACHED_FD_ENTRIES);
+            ));
         }
         fill(stream, &mut header[count..], custody)?;
 
@@ -67,7 +67,6 @@ impl Message {
             u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
         let (code, flags, size) = (word(0), word(4), word(8) as usize);
-        let refuse = |what: String| Err(SessionEnd::NotVhostUser(what));
         if flags & VERSION_MASK != VERSION {
             return refuse(format!("a message of version {}", flags & VERSION_MASK));
         }
@@ -170,7 +169,8 @@ fn receive_with_fds(
     Ok(received.bytes)
 }
 
-/// Waits for all of these bytes. Descriptors beside anything but a message's first byte belong to none, and are closed.
+/// Waits for all of these bytes. Descriptors come beside a message's first byte; no front-end sends them later, and who did
+/// could hand over any number within one message.
 fn fill(stream: &UnixStream, mut to: &mut [u8], custody: &Custody) -> Result<(), SessionEnd> {
     let mut strays = Handed::new(custody);
     while !to.is_empty() {
@@ -180,7 +180,10 @@ fn fill(stream: &UnixStream, mut to: &mut [u8], custody: &Custody) -> Result<(),
             Err(Errno::INTR) => {}
             Err(error) => return Err(SessionEnd::Socket(error.into())),
         }
-        strays.truncate(0);
+        if !strays.is_empty() {
+            let what = "descriptors of files in the middle of a message".to_owned();
+            return Err(SessionEnd::NotVhostUser(what));
+        }
     }
     Ok(())
 }

@@ -20,11 +20,12 @@
 //! told, so the session ends with the reason. Before features are negotiated nothing starts, so enabling early is a flag
 //! that is remembered. Without `VHOST_USER_F_PROTOCOL_FEATURES` rings are enabled from the start.
 //!
-//! Descriptors of files arrive beside messages (`handed`). Those that a message has no use for are closed and named in the
-//! log; those it lacks make it fail. Memory must be in files that may be it ([`MemoryFiles`]). A kick or call descriptor
-//! must be an eventfd, and is made non-blocking: a worker never waits for a front-end. What may keep whoever closes it
-//! waiting, the connection too, goes to the port's [`Custody`]. (The front-end shares that mode and could set it back: reading a kick asks not to wait each time, while a
-//! call into a full, blocking eventfd would wait. That takes a malicious VMM, not a malicious guest.)
+//! Descriptors of files arrive beside a message's first byte (`handed`); later ones, or too many, end the session. Those that
+//! a message has no use for are closed and named in the log; those it lacks make it fail. Memory must be in files that may be it ([`MemoryFiles`]). A kick or call descriptor
+//! must be an eventfd, and is made non-blocking: a worker never waits for a front-end. (The front-end shares that mode and
+//! could set it back: reading a kick asks not to wait each time, while a call into a full, blocking eventfd would wait. That
+//! takes a malicious VMM, not a malicious guest.) What may keep whoever closes it waiting, the connection too, goes to the
+//! port's [`Custody`].
 //!
 //! Limits: messages of at most 4,096 bytes with at most 32 descriptors; complaints about one session are logged 16 times
 //! as warnings, further ones for debugging only.

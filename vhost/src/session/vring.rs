@@ -1,8 +1,8 @@
 //! One queue of a session: what the front-end said about it, and where it is.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::event::Event;
 use crate::memory::GuestMemory;
 use crate::ring::{Base, QueueIndex, RingAddresses, RingError, RxRing, Setup, Trouble, TxRing};
 
@@ -20,7 +20,7 @@ pub(super) struct Device {
 /// How the guest kicks.
 #[derive(Clone, Debug)]
 pub(super) enum Kick {
-    Event(Arc<OwnedFd>),
+    Event(Arc<Event>),
     /// Not at all: the ring must be polled.
     Polled,
 }
@@ -63,8 +63,8 @@ pub(super) struct Vring {
     /// Where it stands while it does not run.
     base: Option<Base>,
     kick: Option<Kick>,
-    call: Option<Arc<OwnedFd>>,
-    error: Option<OwnedFd>,
+    call: Option<Arc<Event>>,
+    error: Option<Event>,
     /// What SET_VRING_ENABLE said, if it came.
     enabled: Option<bool>,
     state: State,
@@ -271,7 +271,7 @@ impl Vring {
         self.kick = Some(kick);
     }
 
-    pub(super) fn set_call(&mut self, call: Option<OwnedFd>, rings: &mut dyn Rings) {
+    pub(super) fn set_call(&mut self, call: Option<Event>, rings: &mut dyn Rings) {
         self.park(rings);
         self.call = call.map(Arc::new);
         match &mut self.state {
@@ -281,7 +281,7 @@ impl Vring {
         }
     }
 
-    pub(super) fn set_error(&mut self, error: Option<OwnedFd>) {
+    pub(super) fn set_error(&mut self, error: Option<Event>) {
         self.error = error;
     }
 

@@ -1,10 +1,10 @@
 //! Calls that are held back, over both layouts, against a driver that counts what it sends.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vswitch_coalesce::{Action, Burst, GuestClass, Policy, Reason, Settings};
 
+use crate::event::Event;
 use crate::features::{RING_EVENT_IDX, RING_PACKED, VERSION_1, mask};
 use crate::ring::{Base, MAX_BURST, Setup, TxRing, TxScratch};
 use crate::testing::{Guest, PackedQueue, Queue, count, event, setup, setup_at};
@@ -25,7 +25,7 @@ struct Rig {
     layout: Layout,
     ring: TxRing,
     scratch: TxScratch,
-    call: Arc<OwnedFd>,
+    call: Arc<Event>,
     /// Frames ever sent.
     sent: u64,
     now: u64,

@@ -1,9 +1,9 @@
 //! A transmit ring and the guest's side of it.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::*;
+use crate::event::Event;
 use crate::features::{ANY_LAYOUT, RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1, mask};
 use crate::ring::TxRing;
 use crate::testing::{Guest, INDIRECT, NEXT, Queue, WRITE, count, setup};
@@ -40,7 +40,7 @@ impl Bench {
         }
     }
 
-    fn call(&self) -> Arc<OwnedFd> {
+    fn call(&self) -> Arc<Event> {
         // Only tests look at it, so it is found by way of the ring.
         self.ring.call_for_tests()
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::vhost_user::message::FrontendReq as R;
 
+use crate::event::Event;
 use crate::features::{self, mask};
 use crate::memory::RegionSpec;
 use crate::ring::{QueuePair, RingAddresses, RxRing, TxRing, TxScratch};
@@ -134,9 +135,9 @@ pub(super) struct Front {
     pub(super) switch: Switch,
     pub(super) guest: Guest,
     pub(super) queues: Vec<Queue>,
-    pub(super) calls: Vec<Arc<OwnedFd>>,
-    pub(super) kicks: Vec<Arc<OwnedFd>>,
-    pub(super) errors: Vec<Arc<OwnedFd>>,
+    pub(super) calls: Vec<Arc<Event>>,
+    pub(super) kicks: Vec<Arc<Event>>,
+    pub(super) errors: Vec<Arc<Event>>,
     pub(super) features: u64,
     pub(super) protocol: u64,
 }

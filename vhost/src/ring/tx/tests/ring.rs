@@ -129,7 +129,7 @@ fn calls_follow_the_event_index() {
     assert!(!step(2), "stale");
     assert_eq!(count(&call), 2);
     bench.ring.set_call(Some(crate::testing::event()));
-    assert_eq!(count(&bench.call()), 1, "a new descriptor is tried at once");
+    assert_eq!(count(bench.call()), 1, "a new descriptor is tried at once");
 }
 
 #[test]
