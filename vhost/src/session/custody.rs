@@ -7,8 +7,8 @@
 //!
 //! A [`Custody`] belongs to a port. What goes into it is dealt with by a thread of its own, one after the other; the thread
 //! is there while there is something to do, and nobody waits for it long: not at all once it has been stuck for
-//! [`PATIENCE`]. What comes behind waits, and when [`MOST`] have gathered, or [`MOST_OF_ALL`] in all ports, the port takes neither messages nor connections until a
-//! server answers or ends: a front-end that does this has harmed its own port.
+//! [`PATIENCE`]. What comes behind waits, and when [`MOST`] have gathered, or [`MOST_OF_ALL`] in all ports, the port takes
+//! neither messages nor connections until a server answers or ends: a front-end that does this has harmed its own port.
 //!
 //! The process cannot end for as long as the kernel waits for such a server.
 
@@ -20,11 +20,11 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Descriptors in custody at which a port takes no more.
-pub(super) const MOST: usize = 64;
+/// Descriptors in custody at which a port takes no more: a guest with 64 queue pairs leaves 384 at once when it goes.
+pub(super) const MOST: usize = 400;
 
 /// The same over all ports of the process, those that are gone among them. Then ports that hold some take no more.
-const MOST_OF_ALL: usize = 1024;
+const MOST_OF_ALL: usize = 4096;
 
 /// As many are held over all ports.
 static HELD: AtomicUsize = AtomicUsize::new(0);
